@@ -180,14 +180,6 @@ def test_growth_says_what_each_further_partition_costs(tmp_path):
 
 
 @pytest.mark.release
-def test_the_share_of_profiles_in_scoring_is_reported(tmp_path):
-    results, text = benchmark(tmp_path, "profiles", "--rows=3000", "--repeat=1")
-    scoring, part = results
-    assert [scoring["workload"], part["workload"]] == ["scoring, with profiles", "the profiles alone"]
-    assert f"The profiles take {part['core_seconds'] / scoring['core_seconds']:.1%} of the core-seconds" in text
-
-
-@pytest.mark.release
 def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):
     results, text = benchmark(tmp_path, "cores", "--rows=2000", "--repeat=1")
     small, *_, large = (result for result in results if result["contender"].endswith("cores: 1"))

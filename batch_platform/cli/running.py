@@ -96,10 +96,19 @@ class Runs:
         """One error that names everything that failed by the state after the runs; None if nothing did."""
         return error_of(self.wiring.spec, state, self.run_ids, deliveries=True)
 
-    def bring(self, items: Sequence[Item], config: Mapping[Step, Mapping[str, Any]] | None = None) -> None:
-        """Do due items of steps that one run can do, each range of partitions in a run of its own."""
+    def bring(
+        self,
+        items: Sequence[Item],
+        config: Mapping[Step, Mapping[str, Any]] | None = None,
+        plan: Plan | None = None,
+    ) -> None:
+        """Do due items of steps that one run can do, each range of partitions in a run of its own.
+
+        A training that is handed its `plan` leaves out what another run trains meanwhile.
+        """
         for request in requests(items):
-            self._run(launch_of(self.wiring, request, config))
+            with announcing(plan):
+                self._run(launch_of(self.wiring, request, config))
 
     def _hear(self, progress: RunProgress) -> None:
         """Take note of what was found in sources, and pass the progress on."""

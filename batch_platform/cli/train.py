@@ -54,6 +54,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool,
     with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         state = wiring.pipeline().state()
         asked = _asked(spec, state, now, key, every=every, force=force)
+        run_ids = set[str]()
         if due := {period: reason for period, reason in asked if reason is not None}:
             plan = make_plan(spec, state, PlanRequest(now, (), train=list(due)))
             for period, reason in due.items():
@@ -63,17 +64,20 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool,
                     terminal.say(f"  {TASKS[step][0]} {terminal.span([partition.key for partition in partitions])}")
             with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
                 runs = Runs(wiring, project, instance, listener)
-                runs.bring(plan.of("model"))  # its job builds the features that are due
-            state = wiring.pipeline().state()
+                # Its job builds the features that are due.
+                runs.bring(plan.of("model"), plan=None if force else plan)
+            state, run_ids = wiring.pipeline().state(), runs.run_ids
             if error := runs.error(state):
                 raise error
     newest = {period: state.registry.newest_of(period.key) for period, _ in asked}
     models = {period: trained_model(wiring.pipeline(), state, it) for period, it in newest.items() if it is not None}
-    reports = [{"pipeline": pipeline, "trained": period in due, **vars(model)} for period, model in models.items()]
+    # What was due may have been trained by another run meanwhile.
+    own = {period for period, version in newest.items() if version is not None and version.run_id in run_ids}
+    reports = [{"pipeline": pipeline, "trained": period in own, **vars(model)} for period, model in models.items()]
     terminal.report(reports if every else reports[0])
-    for period in [period for period in models if period in due] or [*models][-1:]:
-        _show(pipeline, models[period], trained=period in due)
-    if error := state.registry.refusal({model.version for period, model in models.items() if period in due}):
+    for period in [period for period in models if period in own] or [*models][-1:]:
+        _show(pipeline, models[period], trained=period in own)
+    if error := state.registry.refusal({model.version for period, model in models.items() if period in own}):
         raise error
 
 

@@ -1,19 +1,19 @@
-"""The sensor that tells people when something goes wrong with a pipeline, and when it is over.
+"""The sensor that tells people when something goes wrong with a pipeline: once per fault and day.
 
 It looks at the runs and at the results of checks that Dagster has recorded, and at what the published copy says failed. It reads
-no table that a writer could hold. Which incidents go on, which results it has seen, and which messages a receiver does
-not have yet stand in the cursor of the sensor, which Dagster stores when a tick ends. So each receiver gets each message once; it
-gets one twice only if it answers later than Apprise waits, or if the daemon or the code server dies, or the tick takes more than
+no table that a writer could hold. Which faults it announced on which day, which results it has seen, and which messages a receiver
+does not have yet stand in the cursor of the sensor, which Dagster stores when a tick ends. So each receiver gets each message once;
+it gets one twice only if it answers later than Apprise waits, or if the daemon or the code server dies, or the tick takes more than
 Dagster's minute, after the message was sent.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -21,27 +21,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
-from batch_platform.components.incidents import (
-    Causes,
-    Changes,
-    Incident,
-    Severity,
-    Subject,
-    Trouble,
-    after_checks,
-    follow,
-)
-from batch_platform.components.receivers import Message, deliver, identity
+from batch_platform.components.receivers import Message, Severity, deliver, identity
 from batch_platform.components.runs import Target, keys_of_range, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
+from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ALARMS
-from batch_platform.pipeline.health import freshness
+from batch_platform.pipeline.health import deadline, freshness
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
 from batch_platform.pipeline.wanted import PlanRequest
@@ -61,11 +51,41 @@ _SEVERITIES: dict[str, Severity] = {"warn": "warning", "fail": "failure"}
 
 
 @dataclass(frozen=True)
+class Subject:
+    """Subject of a fault: the runs that make an asset, or a check on it."""
+
+    asset: str
+    check: str | None = None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Trouble with one partition."""
+
+    severity: Severity
+    since: datetime
+    detail: str  # a sentence, or a few numbers
+    run_id: str | None = None
+    columns: Mapping[str, Severity] = field(default_factory=dict[str, Severity])  # empty where no column is to blame
+
+    def faults(self, subject: Subject) -> dict[str, str]:
+        """Map the identity of each fault to the column to blame, which is empty if there is none."""
+        columns = self.columns or {"": self.severity}
+        return {
+            "/".join((subject.asset, subject.check or "", severity, column)): column
+            for column, severity in columns.items()
+        }
+
+
+Troubles = Mapping[str, Trouble]  # by partition key, which is empty for an asset without partitions
+
+
+@dataclass(frozen=True)
 class Looked:
     """State that one look leaves for the next."""
 
     results_until: int | None = None  # id of the newest result of a check that was seen; None before the first look
-    incidents: tuple[Incident, ...] = ()  # incidents that go on
+    announced: dict[str, date] = field(default_factory=dict[str, date])  # newest day on which each fault was announced
     waiting: tuple[Message, ...] = ()  # messages that some receiver does not have yet
 
 
@@ -82,8 +102,8 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
         name=f"{wiring.spec.name}_alerts",
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         description=(
-            "Tells the addresses of monitoring.notify when a run or a check of the pipeline fails, once for each incident, when "
-            "it gets worse, and when it is over. A message that a receiver does not take is sent again at the next tick."
+            "Tells the addresses of monitoring.notify when a run or a check of the pipeline fails, once per fault and day. "
+            "A message that a receiver does not take is sent again at the next tick."
         ),
         tags={PIPELINE_TAG: wiring.spec.name},
     )
@@ -93,11 +113,10 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
             looked = look(wiring, context.instance, list(_checks_of(wiring, context)), last, now())
             outcome = deliver(urls, looked.waiting)
             context.update_cursor(_CURSOR.dump_json(replace(looked, waiting=outcome.waiting)).decode())
-        going_on = f"{counted(len(looked.incidents), 'incident')} going on"
         waiting = (
             f"{len(outcome.waiting)} waiting: {'; '.join(outcome.failures)}" if outcome.waiting else "none waiting"
         )
-        return dg.SkipReason(f"{going_on}. Messages: {outcome.sent} sent, {waiting}.")
+        return dg.SkipReason(f"Messages: {outcome.sent} sent, {waiting}.")
 
     return [alerts]
 
@@ -125,10 +144,36 @@ def look(
     dropped, failures = _published(wiring)
     troubles, until = _of_checks(instance, checks, wiring.spec.partitions.calendar, last, dropped)
     troubles |= _of_runs(wiring, instance, failures, at) | _of_freshness(wiring, at)
-    changes = follow(last.incidents, troubles, at, lambda key: _before(wiring.spec.partitions.calendar, key))
     receivers = tuple(map(identity, wiring.spec.monitoring.notify))
-    new = tuple(replace(message, waiting=receivers) for message in _messages(wiring, changes, at))
-    return Looked(until, changes.going_on, (*last.waiting, *new))
+    messages, announced = announce(wiring, troubles, last.announced)
+    new = tuple(replace(message, waiting=receivers) for message in messages)
+    return Looked(until, announced, (*last.waiting, *new))
+
+
+def announce(
+    wiring: Wiring, troubles: Mapping[Subject, Troubles], announced: Mapping[str, date]
+) -> tuple[list[Message], dict[str, date]]:
+    """Write a message about each subject with faults that were not announced on their day; return also the day of each fault.
+
+    The day is that of the newest trouble, in the pipeline's time zone: what fails again on a later day is announced again.
+    """
+    zone = wiring.spec.partitions.calendar.zone
+    messages, days = list[Message](), dict(announced)
+    for subject, by_partition in troubles.items():
+        new = dict[str, Trouble]()
+        columns = dict[str, None]()
+        for key, trouble in sorted(by_partition.items()):
+            day = trouble.since.astimezone(zone).date()
+            for fault, column in trouble.faults(subject).items():
+                if day > announced.get(fault, date.min):
+                    new[key] = trouble
+                    columns |= {column: None} if column else {}
+                    days[fault] = max(day, days.get(fault, day))
+        if new:
+            messages.append(_message(wiring, subject, new, list(columns)))
+    newest = max(days.values(), default=date.min)
+    current = {fault for subject, all_ in troubles.items() for it in all_.values() for fault in it.faults(subject)}
+    return messages, {fault: day for fault, day in days.items() if day == newest or fault in current}
 
 
 def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
@@ -180,8 +225,8 @@ def _of_checks(
         if first:  # what later partitions got over is history
             latest = max(passed, default=UNPARTITIONED)
             failed = {key: trouble for key, trouble in failed.items() if key >= latest}
-        if wrong := after_checks(last.incidents, subject, passed, failed, dropped):
-            troubles[subject] = wrong
+        if failed := {key: trouble for key, trouble in failed.items() if key not in dropped}:
+            troubles[subject] = failed
     return troubles, min(max(seen), *(id_ - 1 for id_ in unfinished)) if unfinished else max(seen)
 
 
@@ -204,7 +249,7 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
     alarms: Any = values.get(ALARMS) if result.check_name in MEASURES else None
-    columns: Causes = {name: _SEVERITIES[level] for name, level in dict(alarms or {}).items()}
+    columns: dict[str, Severity] = {name: _SEVERITIES[level] for name, level in dict(alarms or {}).items()}
     return Trouble(severity, since, _cut("; ".join(shown)), run_id, columns)
 
 
@@ -245,7 +290,8 @@ def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Troub
     aspect = freshness(spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), at)
     if aspect.passed:
         return {}
-    return {Subject("predictions", NEWEST_SCORED): {UNPARTITIONED: Trouble("failure", at, aspect.text)}}
+    since = deadline(spec, spec.partitions.calendar.named(aspect.partition)) if aspect.partition else at
+    return {Subject("predictions", NEWEST_SCORED): {UNPARTITIONED: Trouble("failure", since, aspect.text)}}
 
 
 def _undone(wiring: Wiring, at: datetime) -> frozenset[Target]:
@@ -266,62 +312,28 @@ def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
     return messages[-1] if messages else "Its process ended unexpectedly."
 
 
-def _messages(wiring: Wiring, changes: Changes, at: datetime) -> Iterator[Message]:
-    """Write one message for the incidents of the same partitions that began, got worse or ended together, the worst incident first."""
-    kinds: list[tuple[Sequence[Incident], Literal["over", "worse"] | None]]
-    kinds = [(changes.ended, "over"), (changes.worse, "worse"), (changes.begun, None)]
-    for incidents, news in kinds:
-        together = dict[tuple[str, ...], list[Incident]]()
-        for incident in sorted(incidents, key=_first):
-            together.setdefault(incident.partitions, []).append(incident)
-        for first, *others in together.values():
-            yield _message(wiring, first, others, at, news)
-
-
-def _first(incident: Incident) -> tuple[bool, bool, bool]:
-    """Sort failures before warnings, failed steps before checks, and checks that name a column before others."""
-    return incident.severity != "failure", incident.subject.check is not None, not incident.columns
-
-
-def _what(incident: Incident) -> str:
-    subject = incident.subject
-    if incident.severity == "warning":
-        return f"the check {subject.check} on {subject.asset} gives a warning"
-    return (
-        f"{subject.asset} failed" if subject.check is None else f"the check {subject.check} on {subject.asset} failed"
-    )
-
-
-def _message(
-    wiring: Wiring,
-    incident: Incident,
-    others: Sequence[Incident],
-    at: datetime,
-    news: Literal["over", "worse"] | None,
-) -> Message:
-    """Write the message about an incident, and others of its partitions: what, where, how bad, since when, and where to look."""
-    over = news == "over"
-    name, subject, zone = wiring.spec.name, incident.subject, wiring.spec.partitions.calendar.zone
-    where = shown_partitions(_calendar(wiring, subject), incident.partitions)
-    what = _what(incident)
+def _message(wiring: Wiring, subject: Subject, troubles: Troubles, columns: Sequence[str]) -> Message:
+    """Write the message about a fault: what, where, how bad, since when, and where to look."""
+    worst = max(troubles, key=lambda key: (troubles[key].severity == "failure", key))
+    trouble = troubles[worst]
+    name, zone = wiring.spec.name, wiring.spec.partitions.calendar.zone
+    where = shown_partitions(_calendar(wiring, subject), sorted(troubles))
+    outcome = "gives a warning" if trouble.severity == "warning" else "failed"
+    what = f"{f'the check {subject.check} on ' if subject.check else ''}{subject.asset} {outcome}"
+    since = min(other.since for other in troubles.values()).astimezone(zone)
     lines = [
         f"Pipeline: {name}",
-        f"What: {what}{', and is over now' if over else ''}",
+        f"What: {what}",
         *([f"Partitions: {where}"] if where else []),
-        *([f"Columns: {listed(incident.columns)}"] if incident.columns else []),
-        f"{'It was' if over else 'How bad'}: {incident.severity}{', no longer a warning' if news == 'worse' else ''}. {incident.detail}".rstrip(),
-        f"Since: {incident.since.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
-        *([f"Over: {at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"] if over else []),
-        f"See: {_link(name, incident)}",
-        *(f"Also: {_what(other)}. {other.detail}".rstrip() for other in others),
+        *([f"Columns: {listed(columns)}"] if columns else []),
+        f"How bad: {trouble.severity}. {trouble.detail}".rstrip(),
+        f"Since: {since:%Y-%m-%d %H:%M} {zone.key}",
+        f"See: {_link(name, subject, trouble.run_id)}",
     ]
-    lines = (
-        lines
-        if wiring.spec.monitoring.notify_values
-        else [without_keys(line, wiring.spec.features.key) for line in lines]
-    )
-    title = f"{name}: {f'{news}: ' if news else ''}{what}{f' ({where})' if where else ''}"
-    return Message(redact(title), redact("\n".join(lines)), None if over else incident.severity, ())
+    if not wiring.spec.monitoring.notify_values:
+        lines = [without_keys(line, wiring.spec.features.key) for line in lines]
+    title = f"{name}: {what}{f' ({where})' if where else ''}"
+    return Message(redact(title), redact("\n".join(lines)), trouble.severity, ())
 
 
 def without_keys(text: str, key: Sequence[str]) -> str:
@@ -330,19 +342,19 @@ def without_keys(text: str, key: Sequence[str]) -> str:
     return re.sub(rf"(?<!\w)(?:{names})=.*?(?= Hint: |$)", "(rows are not named).", text)
 
 
-def _link(pipeline: str, incident: Incident) -> str:
-    """Link to the page of the UI that shows an incident, at the address of `batch-platform ui` or of UI_VARIABLE."""
-    address, subject = os.environ.get(UI_VARIABLE, UI).rstrip("/"), incident.subject
+def _link(pipeline: str, subject: Subject, run_id: str | None) -> str:
+    """Link to the page of the UI that shows a fault, at the address of `batch-platform ui` or of UI_VARIABLE."""
+    address = os.environ.get(UI_VARIABLE, UI).rstrip("/")
     if subject.check is not None:
         return f"{address}/assets/{pipeline}/{subject.asset}?view=checks&checkDetail={quote(subject.check)}"
-    return f"{address}/runs/{incident.run_id}" if incident.run_id else f"{address}/assets/{pipeline}/{subject.asset}"
+    return f"{address}/runs/{run_id}" if run_id else f"{address}/assets/{pipeline}/{subject.asset}"
 
 
 def shown_partitions(calendar: Calendar, keys: Sequence[str]) -> str:
     """Write partitions as ranges, such as `2024-02-01...2024-02-05, 2024-02-10 (6)`; empty for an asset without partitions."""
     keys = [key for key in keys if key]
     joined = [(key, key) for key in keys]
-    with suppress(WrongUseError):  # partitions as they were declared when the incident began
+    with suppress(WrongUseError):  # partitions as they were declared when the fault was recorded
         joined = [(members[0].key, members[-1].key) for members in ranges(map(calendar.named, keys))]
     shown = [first if first == last else f"{first}...{last}" for first, last in joined[:MOST_RANGES]]
     more = f" and {len(joined) - MOST_RANGES} more" if len(joined) > MOST_RANGES else ""
@@ -353,15 +365,6 @@ def shown_partitions(calendar: Calendar, keys: Sequence[str]) -> str:
 def _calendar(wiring: Wiring, subject: Subject) -> Calendar:
     calendar = wiring.spec.partitions.calendar
     return (serving_calendar(wiring.spec) or calendar) if subject.asset == "model" else calendar
-
-
-def _before(calendar: Calendar, key: str) -> str | None:
-    """Return the key of the partition before another one."""
-    try:
-        before = calendar.holding(calendar.named(key).start - timedelta(microseconds=1))
-    except WrongUseError:
-        return None
-    return None if before is None else before.key
 
 
 def _cut(text: str) -> str:

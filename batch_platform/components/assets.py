@@ -18,6 +18,7 @@ from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
     TrainingConfig,
+    announced,
     training_config,
     training_schema,
 )
@@ -126,7 +127,8 @@ def _model(wiring: Wiring, made: Mapping[str, dg.AssetsDefinition]) -> dg.Assets
                 step.build_windows(due)
             log = step.log("model", len(due))
             with step.failing_later(later=builds):
-                step.train([(period, config) for period in due], log)
+                by_record = (step.is_due,) if announced() else ()  # otherwise somebody asks for it, due or not
+                step.train([(period, config) for period in due], log, *by_record)
             if builds:
                 step.require_nothing_failed()
         yield from log.finish(checks.GATE, checks.NO_SUSPECTED_LEAKS, *of_challengers)

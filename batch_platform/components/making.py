@@ -20,7 +20,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan, remaining
+from batch_platform.pipeline.plan import make_plan, remaining, training_asked_for
 from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
 from batch_platform.pipeline.state import features_due, with_snapshots_over
 from batch_platform.pipeline.wanted import PlanRequest
@@ -160,6 +160,11 @@ class RunStep:
                     else:
                         trained = pipeline.train(period, stamp, params=config.params)
                         log.committed(commits.model(self.wiring, trained), trained=trained)
+
+    def is_due(self, period: Partition) -> bool:
+        """Return whether the model of a serving period is due by what is recorded now."""
+        state = self.pipeline.state()
+        return training_asked_for(self.wiring.spec, state, now(), period.key, force=False)[1] is not None
 
     def _say_that_it_waits(self) -> None:
         self.context.log.info("waiting for another run that trains models of %s", self.wiring.spec.name)

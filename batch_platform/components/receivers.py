@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
 from time import monotonic
+from typing import Literal
 
-from batch_platform.components.incidents import Severity
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
@@ -17,6 +17,8 @@ EXTRA = "notify"
 SECONDS_TO_SEND = 25  # after which one look sends no further message; Dagster gives a look a minute
 MOST_WAITING = 200  # messages; beyond them the oldest are dropped
 
+Severity = Literal["warning", "failure"]
+
 
 @dataclass(frozen=True)
 class Message:
@@ -24,7 +26,7 @@ class Message:
 
     title: str
     text: str
-    severity: Severity | None  # None where an incident is over
+    severity: Severity
     waiting: tuple[str, ...]  # identities of the receivers that do not have it yet
 
 
@@ -106,7 +108,7 @@ def _send(message: Message, url: str) -> str | None:
     """Send a message; returns why it was not taken, or None if it was."""
     import apprise
 
-    receiver, kind = apprise.Apprise(), apprise.NotifyType(message.severity or "success")
+    receiver, kind = apprise.Apprise(), apprise.NotifyType(message.severity)
     try:
         if not receiver.add(url):
             return "Apprise does not know this kind of address"

@@ -1,10 +1,10 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
@@ -386,6 +386,10 @@ class Source(Block):
 class ColumnRule(Block):
     """The rules of one column; what is left out is inferred in training."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "formerly": "keep the column's name in the SQL instead of formerly, or train the models again"
+    }
+
     type: ColumnType | None = Field(default=None, description="Type of the column in the contract.")
     nullable: bool | None = Field(default=None, description="Whether nulls are allowed.")
     min: float | None = Field(
@@ -401,14 +405,6 @@ class ColumnRule(Block):
         description="What it holds, for Dagster, DuckDB's comments and the report.",
         examples=["Miles between the airports."],
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_name(cls, data: object) -> object:
-        if isinstance(data, dict) and "formerly" in data:
-            msg = "formerly has no meaning any more: keep the column's name in the SQL, or train the models again"
-            raise ValueError(msg)
-        return data
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -116,7 +116,7 @@ class Monitoring(Block):
     )
     notify: list[str] = Field(
         default_factory=list,
-        description="Addresses, as Apprise writes them, that are told when an incident begins, gets worse, or is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
+        description="Addresses, as Apprise writes them, that are told when a run or a check fails, once per fault and day: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
         examples=[["{{ env.ALERTS_URL }}"]],
     )
     notify_values: bool = Field(

@@ -41,12 +41,15 @@ def _counted(target: Target, rows: pa.RecordBatchReader, refusals: list[Delivery
 def _replace(target: Target, rows: pa.RecordBatchReader) -> None:
     with needed("deltalake", extra="delta"):
         from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
-        from deltalake.exceptions import DeltaError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
     new, root, options = storable(rows), str(target.path), delta_options(target.path)
     schema = Schema.from_arrow(new.schema)
     # deltalake lets two processes create a table one after the other; the second one would invalidate commits in between.
     with alone(target.home, f"delta-{sha256(root.encode()).hexdigest()[:16]}"):
-        if not DeltaTable.is_deltatable(root, options):
+        # Not `is_deltatable`: it holds Python's lock while it waits, and never ends where deliveries beside it need the lock.
+        try:
+            DeltaTable(root, storage_options=options)
+        except TableNotFoundError:
             DeltaTable.create(root, schema, mode="ignore", partition_by=[target.column], storage_options=options)
     table = DeltaTable(root, storage_options=options)
     present = {field.name: field.type for field in table.schema().fields}

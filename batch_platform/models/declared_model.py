@@ -42,7 +42,6 @@ from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.refinements.interval import LIBRARY as INTERVALS
-from batch_platform.models.trial import require_harmless
 from batch_platform.monitoring.decisions import rule_of
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Rule
@@ -270,8 +269,6 @@ class ImportedModel:
 def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> ImportedModel:
     """Read the model that a pipeline imports; paths are relative to `folder`, and `params` are for a model class in Python.
 
-    A file that could crash its library is tried first.
-
     Raises WrongUseError if it does not exist, does not state its task or classes, its library is missing, or it needs trust, and
     DataError if the file is not of its flavour or contradicts the declaration.
     """
@@ -279,8 +276,6 @@ def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> Import
     if params and not kind.takes_params:
         msg = f"model.params: {listed(params)} cannot be given to an imported {kind.name} model, which is already trained."
         raise WrongUseError(msg, hint="leave them out.")
-    if kind.may_crash and not kind.runs_code(reference):  # whoever lets it run code trusts it anyway
-        require_harmless(kind, reference)
     source = kind.read(reference, params)
     task = _agreed_task(model.task, source.task, reference)
     return ImportedModel(kind, source, task, _classes(model, source, task, reference))

@@ -32,6 +32,10 @@ from batch_platform.warehouse.ledger import Action, Version
 MEETS = "meets the gate"  # begins the reason of each version that the gate does not refuse
 BY_LESS = "but by less than the tolerance of "  # follows the verdict on a worse version that the tolerance lets pass
 WAITS = "waits for promotion"
+# Width of a 99% interval in that of a 95% one. Equal estimators that learned from different windows truly differ by a little:
+# on a 95% interval, up to one in 16 of such pairs was refused.
+SURE = 2.576 / 1.960
+_UNSURE = "but not by the 99% interval that a refusal needs"
 _INDEX = "__index"
 
 
@@ -144,10 +148,16 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None
 
 
 def is_refused(gate: Promote, beside: Verdict | None) -> bool:
-    """Tell if a verdict beside the champion rules a version out: it is worse, and may be so by more than the tolerance."""
-    if beside is None or beside.word != "worse":
+    """Tell if a verdict beside the champion rules a version out: it is worse by a 99% interval, and may be so by more than the tolerance."""
+    if beside is None or beside.word != "worse" or _is_unsure(beside):
         return False
     return not gate.manual if gate.tolerance is None else beside.gain[0] < -gate.tolerance
+
+
+def _is_unsure(beside: Verdict) -> bool:
+    """Tell if a 99% interval contains no difference, where that of 95% may not."""
+    low, high = beside.gain
+    return (low + high) / 2 + SURE * (high - low) / 2 >= 0
 
 
 def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> list[str]:
@@ -158,7 +168,9 @@ def _beside_champion(gate: Promote, comparison: ChampionComparison | None) -> li
     reasons: list[str] = []
     if beside is not None:
         by = ""
-        if gate.tolerance and beside.word == "worse":
+        if beside.word == "worse" and _is_unsure(beside):
+            by = f", {_UNSURE}"
+        elif gate.tolerance and beside.word == "worse":
             by = (
                 f", {'maybe by more than the tolerance of ' if is_refused(gate, beside) else BY_LESS}{gate.tolerance:g}"
             )

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import BinaryIO, TypeVar
 
 import duckdb
@@ -44,7 +43,6 @@ from batch_platform.warehouse.marks import (
     written_by_others,
 )
 from batch_platform.warehouse.restore import files_set_aside
-from batch_platform.warehouse.rolling_check import read_share
 from batch_platform.warehouse.sql import connect, literal, quoted, tables, transaction
 from batch_platform.warehouse.staging import sweep_all
 from batch_platform.warehouse.tables_in_files import (
@@ -201,7 +199,7 @@ def _wiped(home: Home) -> Path | None:
 
 
 def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
-    wanted, began = newest_copy(con, home), perf_counter()
+    wanted = newest_copy(con, home)
     current, marks = current_copy(home), read_marks(home)
     unfinished = unfinished_copies(home)
     foreign = written_by_others([path for path in published_copies(home) if path not in unfinished], marks)
@@ -220,13 +218,11 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     excluded = {current, *unfinished, *foreign}
     spares = [path for path in published_copies(home) if path.name in marks and path not in excluded]
     try:
-        spare, read = _from_spares(con, home, spares, began)
+        spare, read = _from_spares(con, home, spares)
         copy = spare or copy_bytes(home, copy_of(home, uuid.uuid4().hex))
     except (duckdb.Error, OSError) as error:
         msg = f"{home.published} could not be brought up to date: {error}"
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
-    if spare is None:
-        read_share(con, home, began)  # the copy has the damage of the warehouse
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
     write_marks(home, kept | {wanted.name: mark_of(copy)})
     home.remove(log_of(wanted))  # a foreign writer may have left it
@@ -280,9 +276,7 @@ def copy_bytes(home: Home, path: Path) -> Path:
     return aside.rename(path)
 
 
-def _from_spares(
-    con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Path], began: float
-) -> tuple[Path | None, set[Path]]:
+def _from_spares(con: duckdb.DuckDBPyConnection, home: Home, spares: Iterable[Path]) -> tuple[Path | None, set[Path]]:
     """The first spare copy that could be made equal to the warehouse, if any, and those that a reader holds open.
 
     A copy that cannot be opened is removed. None is made equal to a small warehouse, whose bytes are copied.
@@ -302,12 +296,12 @@ def _from_spares(
             continue
         if small or equal is not None:
             con.execute("DETACH copy")
-        elif _brought_up_to_date(con, home, path, began):
+        elif _brought_up_to_date(con, home, path):
             equal = path
     return equal, read
 
 
-def _brought_up_to_date(con: duckdb.DuckDBPyConnection, home: Home, path: Path, began: float) -> bool:
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> bool:
     """Make the attached copy equal to the warehouse and detach it; False if so much has changed that its bytes are copied.
 
     A copy with another history than the warehouse's is not used either. A damaged copy is written anew.
@@ -318,7 +312,6 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, home: Home, path: Path, 
             if since is None or _much_changed(con, since):
                 return False
             _copy_changes(con, since)
-            read_share(con, home, began, "copy")
     except duckdb.Error as error:
         if not is_damage(error):
             raise

@@ -1,71 +1,33 @@
 """What the command says of wrong use and of bad input: one paragraph, the right exit code, nothing half-written."""
 
-import ast
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
 import click
-import duckdb
-import polars as pl
 import pytest
 
 import batch_platform
-from batch_platform import __version__
 from batch_platform.cli.app import COMMANDS, app, explain
-from batch_platform.declaration.errors import DataError, SourceError
+from batch_platform.declaration.errors import DataError
+from batch_platform_tests.harness.checkout import GUIDE
 from batch_platform_tests.harness.command_line import (
     clean_environment,
-    published,
     run_command,
     write_project,
 )
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
-    LABELS_BY_DAY,
     small_declaration,
-    small_events,
     small_pipeline,
-    write_labels_by_day,
 )
 
 DAY = "2024-02-10"
-PRODUCTION = Path("batch_platform/guide/production.md")
-SINGLE_FILE = """
-from pathlib import Path
-
-from batch_platform.components import BatchInference, build_definitions
-
-defs = build_definitions(BatchInference(**{declared!r}), Path({folder!r}))
-"""
-
-
-def everything(folder):
-    return published(folder, "FROM small.predictions ORDER BY ALL"), published(folder, "FROM batch_platform.score_runs")
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("run", "smal"),
-        ("status", "smal"),
-        ("trace", "smal", "id=1"),
-        ("models", "smal"),
-        ("models", "smal", "list"),
-        ("models", "smal", "show", "v"),
-    ],
-)
-def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
-    answer = cli(fresh, *args)
-    assert answer.code == 2
-    assert answer.error == "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"
 
 
 @pytest.mark.parametrize(
@@ -75,8 +37,6 @@ def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
             ("--partition", "10 February"),
             "'10 February' is not the key of a partition: day partitions have keys like '2024-01-01'.",
         ),
-        (("--partition", "2024-2-1"), "'2024-2-1' is not the key of a partition"),
-        (("--partition", "2024-02-30"), "'2024-02-30' is not the key of a partition"),
         (("--from", ""), "--from has an empty value. Hint: leave the option out"),
         (
             ("--partition", "2023-12-31"),
@@ -85,10 +45,6 @@ def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
         (("--to", "2024-03-01"), "Partition '2024-03-01' lies at or after the end of the partitions"),
         (
             ("--partition", DAY, "--from", DAY),
-            "--partition selects a single partition and cannot be combined with --from or --to.",
-        ),
-        (
-            ("--partition", DAY, "--to", DAY),
             "--partition selects a single partition and cannot be combined with --from or --to.",
         ),
         (("--from", "2024-02-11", "--to", DAY), "small: --from 2024-02-11 is later than --to 2024-02-10."),
@@ -111,113 +67,6 @@ def test_partition_in_the_future_names_the_newest_that_is_due(cli, tmp_path):
     )
 
 
-def test_partition_before_every_model_names_the_earliest_one(cli, project):
-    answer = cli(project, "run", "small", "--partition", "2024-01-05")
-    assert answer.code == 1
-    assert "small, partition 2024-01-05: no model serves it; the earliest approved version, 2024-02-01-" in answer.error
-    assert "--model VERSION" in answer.error
-
-
-@pytest.mark.parametrize(
-    ("sql", "line", "says"),
-    [
-        pytest.param(FEATURES_SQL.replace("amount,", "\n amout,"), 2, "amout", marks=pytest.mark.full),
-        (FEATURES_SQL.replace("FROM events", "FROM evens"), 2, 'Did you mean "events"? Hint: '),
-        (FEATURES_SQL.replace("SELECT", "SELEKT"), 1, "syntax error"),
-    ],
-)
-def test_sql_that_fails_names_error_file_and_line(cli, project, sql, line, says):
-    before = everything(project)
-    file = pipeline_folder(project) / "features.sql"
-    file.write_text(sql, encoding="utf-8")
-    for args in (("run", "small", "--partition", DAY), ("check",)):
-        answer = cli(project, *args)
-        assert answer.code == 1
-        assert f"{file}:{line} fails: " in answer.error
-        assert says in answer.error
-    assert everything(project) == before
-
-
-def test_sql_that_fails_on_a_row_names_partition_and_file(cli, project):
-    file = pipeline_folder(project) / "features.sql"
-    file.write_text(FEATURES_SQL.replace("items", "CAST(shop AS INTEGER) AS items"), encoding="utf-8")
-    answer = cli(project, "run", "small", "--partition", DAY)
-    assert answer.code == 1
-    assert answer.error.startswith(f"small, partition {DAY}: the SQL of {file}")
-    assert "Could not convert string" in answer.error
-    assert "Hint: correct the SQL or its source; " in answer.error
-
-
-@pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
-def test_home_that_cannot_be_written_is_named(cli, fresh, tmp_path, args):
-    (tmp_path / "file").touch()
-    home = tmp_path / "file" / "home"
-    answer = cli(fresh, *args, BATCH_PLATFORM_HOME=str(home))
-    assert answer.code == 1
-    assert (
-        answer.error
-        == f"The home {home} cannot be written to (Not a directory). Hint: set BATCH_PLATFORM_HOME to a folder of yours."
-    )
-
-
-def test_an_address_as_the_home_is_refused(cli, fresh):
-    answer = cli(fresh, "run", "small", BATCH_PLATFORM_HOME="s3://lake/home")
-    assert answer.code == 2
-    assert answer.error.startswith(
-        "s3://lake/home is an address, and not a path on this machine. Hint: set BATCH_PLATFORM_HOME"
-    )
-    assert not (fresh / "s3:").exists()
-
-
-def test_what_is_no_file_is_neither_opened_nor_suggested_as_itself(cli, fresh):
-    fifo = fresh / "fifo.csv"
-    os.mkfifo(fifo)
-    assert cli(fresh, "new", "piped", "--from", "fifo.csv").error.startswith(f"{fifo} is neither a file nor a folder.")
-    write_defs_yaml(fresh, small_declaration(sources={"events": {"csv": str(fifo), "parquet": None}}))
-    error = cli(fresh, "check").error
-    assert error == f"Source 'events' of 'small': {fifo} is not a file. Hint: correct sources.events or add the file."
-
-
-@pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
-def test_warehouse_of_another_format_is_left_alone(cli, project, args):
-    warehouse = project / ".batch_platform" / "warehouse.duckdb"
-    files = warehouse, (project / ".batch_platform" / "published.duckdb").resolve()
-    for file in files:
-        with duckdb.connect(str(file)) as con:
-            con.execute("UPDATE batch_platform.meta SET format = 99")
-    before = [file.read_bytes() for file in files]
-    answer = cli(project, *args)
-    assert answer.code == 1
-    assert re.search(rf"The database ({files[0]}|{files[1]}) has format 99", answer.error)
-    assert [file.read_bytes() for file in files] == before
-
-
-def test_file_that_is_no_warehouse_is_left_alone(cli, fresh):
-    warehouse = fresh / ".batch_platform" / "warehouse.duckdb"
-    warehouse.parent.mkdir()
-    warehouse.write_text("my notes\n" * 10_000)
-    answer = cli(fresh, "run", "small")
-    assert answer.code == 1
-    assert f"The warehouse {warehouse} cannot be opened" in answer.error
-    assert warehouse.read_text() == "my notes\n" * 10_000
-
-
-def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
-    file = pipeline_folder(fresh) / "defs.yaml"
-    text = file.read_text(encoding="utf-8").replace("evaluate:", "evalute:")
-    file.write_text(text, encoding="utf-8")
-    for args in (("check",), ("run", "small"), ("status",)):
-        answer = cli(fresh, *args)
-        assert answer.code == 2
-        match = re.fullmatch(
-            r"(.+):(\d+): attributes\.model\.train: unknown key 'evalute'; allowed are (.+); did you mean 'evaluate'\?",
-            answer.error,
-        )
-        assert match, answer.error
-        assert Path(match[1]) == file
-        assert "evalute" in "\n".join(text.splitlines()[int(match[2]) - 1 : int(match[2]) + 5])
-
-
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -228,45 +77,14 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
         ),
         ("    keep:\n    - items\n", "    keep: items\n", "attributes.predictions.keep: must be a list, not a text."),
         ("    - id\n", "    - 7\n", "attributes.features.key.0: must be a text, not 7."),
-        ("sql: labels.sql", "sql:", "attributes.labels.sql: must be a text, but is empty."),
         ("  name: small\n", "", "attributes.name: this key is required."),
-        (
-            "    keep:\n",
-            "    limit: 0\n    keep:\n",
-            "attributes.predictions.limit: must be greater than or equal to 1.",
-        ),
-        (
-            "    events:\n      parquet: events.parquet",
-            "    {}",
-            "attributes.sources: must have at least 1 item, not 0.",
-        ),
-        *(
-            (
-                "    keep:\n    - items\n",
-                f"    keep: {value}\n",
-                f"attributes.predictions.keep: the tag !{value[2:].split()[0]} creates an object. Hint: remove the tag",
-            )
-            for value in ("!!set {items}", "!!omap [items: 1]", "!!pairs [items: 1]", "!!binary aXRlbXM=")
-        ),
-        (
-            "sql: labels.sql",
-            "sql: s3://lake/labels.sql",
-            "attributes.labels.sql: 's3://lake/labels.sql' is not the name of a file in this folder or below it.",
-        ),
-        (
-            "estimator: sklearn.ensemble.HistGradientBoostingClassifier",
-            "import: s3://lake/model.onnx",
-            "attributes.model.import: s3://lake/model.onnx is an address, and not a path on this machine. Hint: download",
-        ),
+        ("    keep:\n    - items\n", "    keep: !!set {items}\n", "keep: the tag !set creates an object. Hint: remove"),
+        ("sql: labels.sql", "sql: s3://lake/labels.sql", "is not the name of a file in this folder or below it."),
+        ("  name: small\n", "\tname: small\n", "Hint: indent with spaces: YAML takes no tabs."),
         (
             "name: small\n",
             "name: small\n  monitoring: {notify: ['json://localhost', 'slack://nope', 'json://localhost:none']}\n",
             "attributes.monitoring.notify: Apprise cannot read address 2, 3 of the list. Hint: its documentation",
-        ),
-        (
-            "type:",
-            "foo: 1\ntype:",
-            "foo: unknown key: `type` names the component, and the keys of a pipeline belong below",
         ),
     ],
 )
@@ -277,44 +95,13 @@ def test_a_wrong_value_is_told_in_plain_words_with_what_is_expected(cli, fresh, 
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
     answer = cli(fresh, "check")
     assert (answer.code, says in answer.error) == (2, True), answer.error
-    assert answer.error.startswith(f"{file}:")
-
-
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        ({"params": {"max_itr": 5}}, "HistGradientBoostingClassifier has no parameter max_itr;"),
-        (
-            {"estimator": "sklearn.ensemble.HistGradientBoostingClasifier"},
-            "did you mean 'HistGradientBoostingClassifier'?",
-        ),
-        ({"estimator": "nosuch.Model"}, "model.estimator: the module 'nosuch' cannot be imported"),
-        (
-            {"params": {"max_iter": "hundred"}},
-            "model.params.max_iter: 'hundred' is not allowed; HistGradientBoostingClassifier takes an int",
-        ),
-        (
-            {"promote": {"metric": "rmse"}},
-            "model.promote.metric: 'rmse' does not measure a binary or multiclass model; allowed are accuracy, average_precision, ",
-        ),
-        (
-            {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "promote": {"metric": "roc_auc"}},
-            "does not measure a regression model; allowed are bias, error_p10, error_p50, error_p90, mae, mape, r2, rmse.",
-        ),
-    ],
-)
-def test_check_tries_the_estimator(cli, tmp_path, model, says):
-    answer = cli(write_project(tmp_path / "project", model=model), "check")
-    assert answer.code == 2
-    assert says in answer.error
+    assert str(file) in answer.error
 
 
 @pytest.mark.parametrize(
     ("delivery", "extra"),
     [
         ({"delta": "lake/late"}, "delta"),
-        ({"iceberg": {"catalog": "lake", "table": "sales.late"}}, "iceberg"),
-        ({"csv": "s3://lake/late"}, "s3"),
         ({"sql": {"uri": "postgresql://localhost/crm", "table": "late"}}, "sql"),
     ],
 )
@@ -324,7 +111,7 @@ def test_check_names_the_library_that_a_delivery_needs(cli, tmp_path, monkeypatc
     version = metadata.version
 
     def without(library):
-        if library in {"deltalake", "pyiceberg", "s3fs"}:
+        if library == "deltalake":
             raise metadata.PackageNotFoundError
         return version(library)
 
@@ -335,38 +122,8 @@ def test_check_names_the_library_that_a_delivery_needs(cli, tmp_path, monkeypatc
     assert f"pip install 'batch-platform[{extra}]'" in answer.error
 
 
-def test_check_names_the_line_of_what_is_wrong_with_a_model(cli, fresh):
-    model = {"params": {"max_iter": "many"}}
-    challengers = [{"name": name, "estimator": f"sklearn.linear_model.{name}"} for name in ("Ridge", "Linnear")]
-    challengers = [{**challenger, "name": challenger["name"].lower()} for challenger in challengers]
-    file = write_defs_yaml(fresh, small_declaration(model=model, challengers=challengers))
-    error, lines = cli(fresh, "check").error, file.read_text(encoding="utf-8").splitlines()
-    for key, line in {
-        "model.params.max_iter": "      max_iter: many",
-        "challengers.linnear.estimator": "    estimator: sklearn.linear_model.Linnear",
-    }.items():
-        assert f"{file}:{lines.index(line) + 1}: attributes.{key}: " in error
-
-
-def test_check_resolves_the_key_columns_and_the_label(cli, fresh):
-    file = pipeline_folder(fresh) / "labels.sql"
-    file.write_text("SELECT id, returned FROM events", encoding="utf-8")
-    answer = cli(fresh, "check")
-    assert answer.code == 1
-    assert f"{file} gives no column 'shop'; it gives id, returned." in answer.error
-
-
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"predictions": {"keep": ["shopp"]}},
-        {"features": {"columns": {"shopp": {"nullable": True}}}},
-        {"monitoring": {"drift": {"columns": {"shopp": {"warn": 0.1}, "score": {"warn": 0.2}}}}},
-        {"monitoring": {"drift": {"ignore": ["shopp"]}}},
-    ],
-)
-def test_check_looks_for_every_column_that_the_declaration_names(cli, tmp_path, named):
-    project = write_project(tmp_path / "project", **named)
+def test_check_looks_for_the_columns_that_the_declaration_names(cli, tmp_path):
+    project = write_project(tmp_path / "project", predictions={"keep": ["shopp"]})
     answer = cli(project, "check")
     assert answer.code == 1
     file = pipeline_folder(project) / "features.sql"
@@ -374,46 +131,15 @@ def test_check_looks_for_every_column_that_the_declaration_names(cli, tmp_path, 
     assert "Hint: 'shopp': did you mean 'shop'?" in answer.error
 
 
-@pytest.mark.full
-def test_a_column_that_the_sql_gives_twice_is_named(cli, fresh):
-    file = pipeline_folder(fresh) / "features.sql"
-    file.write_text(FEATURES_SQL.replace("amount,", "amount, amount,"), encoding="utf-8")
-    for args in (("check",), ("run", "small")):
-        answer = cli(fresh, *args)
-        assert answer.code == 1
-        assert f"{file} gives more than one column 'amount', 'amount'." in answer.err
-
-
 def test_check_reports(cli, fresh):
     assert cli(fresh, "check").out.splitlines()[0] == "small: ok"
-    report = {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
-    assert cli(fresh, "check", "--json").json == report
-
-
-def test_check_names_the_days_without_a_file_of_labels_and_fails_only_if_there_is_none(cli, tmp_path):
-    labels_sql = "SELECT id, shop, returns.returned FROM returns JOIN events USING (id)"
-    project = write_project(tmp_path / "project", **LABELS_BY_DAY | {"labels_sql": labels_sql})
-    folder = pipeline_folder(project)
-    answer = cli(project, "check")
-    assert answer.code == 1
-    assert f"there is no file {folder}/returns/2024-02-29.parquet" in answer.error, answer.error
-    write_labels_by_day(folder, without=("2024-02-10", "2024-02-29"))
-    answer = cli(project, "check")
-    assert answer.code == 0, answer.error
-    assert answer.out == (
-        "small: ok\n"
-        "  no model will ever serve 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01\n"
-        "  evaluation waits: source 'returns' has no file of labels yet for 2024-02-10, 2024-02-29 (2)\n"
-    )
+    report = cli(fresh, "check", "--json").json
+    assert report == {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
 
 
 def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fresh):
-    checked = cli(fresh, "check", "--time-travel", "--partitions", "1")
-    first, *_, last = checked.out.splitlines()
-    assert (first, last) == (
-        "small: ok",
-        "  time travel: 1 partition computed without the rows of events after the end",
-    )
+    *_, last = cli(fresh, "check", "--time-travel", "--partitions", "1").out.splitlines()
+    assert last == "  time travel: 1 partition computed without the rows of events after the end"
     file = pipeline_folder(fresh) / "features.sql"
     file.write_text(FEATURES_SQL.replace("amount,", "(SELECT sum(b.amount) FROM events AS b) AS amount,"))
     answer = cli(fresh, "check", "--time-travel", "--partitions", "2", "--json")
@@ -454,21 +180,6 @@ def test_check_tells_every_problem_of_every_pipeline(cli, fresh):
     assert f" (3) small, partition 2024-02-29: the SQL of {file}:2 fails: " in answer.error
 
 
-def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
-    folder = write_project(tmp_path / "project", sources={"events": {"parquet": "days/{partition_key}.parquet"}})
-    days = pipeline_folder(folder) / "days"
-    days.mkdir()
-    key = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    for (name,), rows in small_events().with_columns(key=key).partition_by("key", as_dict=True).items():
-        rows.drop("key").write_parquet(days / f"{name}.parquet")
-    assert cli(folder, "check").out.splitlines()[0] == "small: ok"
-    for day in ("2024-02-10", "2024-02-29"):
-        (days / f"{day}.parquet").unlink()
-    answer = cli(folder, "check")
-    assert answer.error.startswith("small, partition 2024-02-10: Source 'events' of 'small': there is no file ")
-    assert "1 more partition failed the same way: 2024-02-29." in answer.error
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -478,26 +189,18 @@ def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
         (("run",), "Missing argument 'PIPELINE'. Hint: batch-platform run --help"),
         (("run", "small", "--retrain", "--model", "v"), "--retrain trains a model, and --model scores with a version"),
         (("run", "small", "--bogus"), "No such option '--bogus'. Hint: batch-platform run --help"),
+        (("run", "smal"), "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"),
         (("trace", "small"), "give either KEY=VALUE of a row, or --source, to which --partition may be added."),
         (("trace", "small", "17"), "'17' is not KEY=VALUE. Hint: batch-platform trace small id=… shop=…"),
         (("trace", "small", "idd=17"), "small has no key column 'idd'; its key is id, shop. Hint: did you mean 'id'?"),
-        (("models", "small", "bogus"), "No such command 'bogus'. Hint: batch-platform models --help"),
         (("models", "small", "compre"), "No such command 'compre'. Hint: did you mean 'compare'?"),
         (
             ("models", "compare", "small"),
             "No such command 'small'. Hint: the pipeline comes first: batch-platform models small compare",
         ),
-        *(
-            (
-                args,
-                f"s3://lake/{args[-1].rpartition('/')[2]} is an address, and not a path on this machine. Hint: write the",
-            )
-            for args in (
-                ("export", "small", "--to", "s3://lake/scores.csv"),
-                ("sql", "small", "SELECT 1", "--to", "s3://lake/scores.csv"),
-                ("report", "small", "--out", "s3://lake/report.html"),
-                ("models", "small", "card", "v", "--out", "s3://lake/card.md"),
-            )
+        (
+            ("export", "small", "--to", "s3://lake/a.csv"),
+            "s3://lake/a.csv is an address, and not a path on this machine.",
         ),
         (("--project", "nosuch", "check"), "{cwd}/nosuch is not a folder."),
         (("--project", ".", "demo"), "demo runs the shipped pipeline. Hint: leave --project out"),
@@ -509,43 +212,12 @@ def test_wrong_use_is_one_paragraph(cli, fresh, args, says):
     assert answer.error.startswith(says.format(cwd=fresh))
 
 
-def test_folder_that_is_no_project_is_refused(cli, tmp_path):
-    answer = cli(tmp_path, "--project", str(tmp_path), "check")
-    assert answer.code == 2
-    assert answer.error.startswith(f"{tmp_path} has no pyproject.toml with [tool.dg.project]")
-
-
-@pytest.mark.parametrize(
-    ("pyproject", "says"),
-    [
-        (
-            "[tool.dg.project]\nroot_module = 'nosuch_module'\n",
-            "the module 'nosuch_module.definitions' cannot be imported",
-        ),
-        ("[tool.dg\n", "cannot be read: "),
-    ],
-)
-def test_pyproject_that_leads_nowhere_is_named(cli, fresh, pyproject, says):
-    (fresh / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+def test_pyproject_that_leads_nowhere_is_named(cli, fresh):
+    (fresh / "pyproject.toml").write_text("[tool.dg.project]\nroot_module = 'nosuch_module'\n", encoding="utf-8")
     answer = cli(fresh, "check")
     assert answer.code == 2
     assert str(fresh / "pyproject.toml") in answer.error
-    assert says in answer.error
-
-
-def test_project_without_a_definitions_module_is_served(cli, fresh):
-    (fresh / "shop" / "definitions.py").unlink()
-    assert cli(fresh, "check").out.splitlines()[0] == "small: ok"
-
-
-def test_definitions_that_fail_are_explained_by_the_innermost_error(cli, fresh):
-    (fresh / "shop" / "definitions.py").write_text("import nosuch_library\n", encoding="utf-8")
-    answer = cli(fresh, "check")
-    assert answer.code == 1
-    assert (
-        answer.error
-        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: to see the traceback, call batch-platform --debug check"
-    )
+    assert "the module 'nosuch_module.definitions' cannot be imported" in answer.error
 
 
 def test_debug_shows_the_traceback(cli, project):
@@ -574,23 +246,6 @@ def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
     )
 
 
-def test_a_single_file_of_definitions_is_a_project_as_the_guide_shows(tmp_path):
-    (declared,) = re.findall(
-        r"```toml\n(\[tool.dg.project\]\n.*?)```", PRODUCTION.read_text(encoding="utf-8"), re.DOTALL
-    )
-    (tmp_path / "pyproject.toml").write_text(declared, encoding="utf-8")
-    folder = str(small_pipeline(tmp_path / "orders").folder)
-    definitions = SINGLE_FILE.format(declared=small_declaration(name="orders"), folder=folder)
-    (tmp_path / "definitions.py").write_text(definitions, encoding="utf-8")
-    answer = run_command(tmp_path, "check")
-    assert (answer.out.splitlines()[0], answer.err) == ("orders: ok", "")
-
-
-def test_tabs_in_yaml_are_named(cli, fresh):
-    (pipeline_folder(fresh) / "defs.yaml").write_text("type: a\nattributes:\n\tname: small\n", encoding="utf-8")
-    assert cli(fresh, "check").error.endswith("Hint: indent with spaces: YAML takes no tabs.")
-
-
 def test_where_a_pipeline_is_not_found_those_that_cannot_be_loaded_are_named(cli, fresh):
     (pipeline_folder(fresh) / "defs.yaml").write_text("type: [", encoding="utf-8")
     answer = cli(fresh, "run", "orders")
@@ -598,32 +253,15 @@ def test_where_a_pipeline_is_not_found_those_that_cannot_be_loaded_are_named(cli
     assert answer.error.endswith("small cannot be loaded: batch-platform check says why")
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("status",),
-        ("gc",),
-        ("check",),
-        ("models", "flight_delays"),
-        ("rejected", "flight_delays"),
-        ("trace", "flight_delays", "flight_id=1"),
-        ("backtest", "flight_delays", "--from", "2013-03-01", "--to", "2013-03-02", "--model", "none"),
-    ],
-)
+@pytest.mark.parametrize("args", [("status",), ("check",), ("trace", "flight_delays", "flight_id=1")])
 def test_a_report_outside_of_a_project_creates_nothing_and_says_what_to_do(cli, tmp_path, args):
     answer = cli(tmp_path, *args)
     assert not [*tmp_path.iterdir()]
-    if args == ("status",):
-        assert answer.out.splitlines()[-1] == (
-            f"No Dagster project lies around {tmp_path}: this is the pipeline shipped as an example, and nothing was run here. "
-            "batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
-        )
-    if args == ("check",):
-        assert answer.out.splitlines()[-1].startswith(
-            f"No Dagster project lies around {tmp_path}: this is the pipeline shipped"
-        )
-    if args[0] in ("trace", "backtest"):
+    if args[0] == "trace":
         assert "Hint: run a pipeline first" in answer.error
+    else:
+        last = f"No Dagster project lies around {tmp_path}: this is the pipeline shipped as an example"
+        assert answer.out.splitlines()[-1].startswith(last)
 
 
 def test_check_names_the_partitions_that_no_model_will_ever_serve_and_why(cli, tmp_path):
@@ -633,57 +271,8 @@ def test_check_names_the_partitions_that_no_model_will_ever_serve_and_why(cli, t
         "  no model will ever serve 21 partitions (2024-01-11 to 2024-01-31): no serving period (model.train.every: month) "
         "begins before 2024-02-01 with twice model.train.evaluate plus labels.delay of partitions before it"
     )
-    weekly = {"every": "week", "start": "2024-01-01", "end": "2024-07-01"}
-    model = {"train": {"every": "month", "start": "2024-03-01", "evaluate": "14 days"}}
-    folder = write_project(tmp_path / "weekly", partitions=weekly, model=model)
-    assert cli(folder, "check").out.splitlines()[1] == (
-        "  no model will ever serve 9 partitions (2024-01-01 to 2024-02-26): warm-up, the first model serves from 2024-03-01"
-    )
     folder = write_project(tmp_path / "single", model={"train": {"every": None}})
     assert "warm-up, no model has enough to learn from before 2024-01-" in cli(folder, "check").out.splitlines()[1]
-
-
-def test_warm_up_is_said_in_advance_and_is_no_failure(cli, tmp_path):
-    start = (datetime.now(UTC) - timedelta(days=10)).date()
-    model = {"train": {"every": "day", "evaluate": "20 days"}}
-    folder = write_project(tmp_path / "project", partitions={"start": str(start), "end": None}, model=model)
-    first = start + timedelta(days=41)  # twice the evaluation, and a day until the labels are known
-    checked = cli(folder, "check").out.splitlines()
-    never = f"  no model will ever serve 41 partitions ({start} to {first - timedelta(days=1)}): "
-    assert checked[1] == f"{never}warm-up, the first model serves from {first}"
-    ran = cli(folder, "run", "small")
-    assert (ran.code, ran.err) == (0, "")
-    lines = ran.out.splitlines()
-    assert lines[0] == "small: nothing can be scored"
-    assert re.fullmatch(
-        rf"  \d+ partitions are warm-up \({start} to .*\): the first model serves from {first}", lines[1]
-    )
-    assert re.search(rf"\): warm-up, the first model serves from {first}$", cli(folder, "status").out, re.MULTILINE)
-    named = cli(folder, "run", "small", "--partition", str(start))
-    assert (named.code, "no model serves it" in named.error) == (1, True)
-
-
-@pytest.mark.full
-def test_home_is_where_the_environment_says(cli, fresh, tmp_path):
-    answer = cli(fresh, "status", "--json", BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere"))
-    assert answer.json[0]["counts"] == {"missing": 29, "warm-up": 31}
-    assert not (tmp_path / "elsewhere" / "warehouse.duckdb").exists(), "a report writes nothing"
-    assert cli(fresh, "run", "small", "--partition", DAY, BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere")).code == 0
-    assert (tmp_path / "elsewhere" / "warehouse.duckdb").is_file()
-    assert not (fresh / ".batch_platform").exists()
-
-
-def test_version_and_help(tmp_path):
-    assert run_command(tmp_path, "--version").out.strip().endswith(__version__)
-    answer = run_command(tmp_path, "--help")
-    assert answer.code == 0
-    assert all(f"  {command} " in answer.out for command in COMMANDS)
-
-
-def test_without_a_command_the_help_is_shown(tmp_path):
-    shown = run_command(tmp_path, "--help").out
-    alone = run_command(tmp_path)
-    assert (alone.code, alone.out, alone.err.strip()) == (2, "", shown.strip())
 
 
 def test_help_imports_nothing_heavy():
@@ -721,13 +310,6 @@ def test_the_error_that_adds_where_it_happened_is_reported(capfd):
     assert capfd.readouterr().err == "Error: small: column x\n"
 
 
-def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
-    second = DataError("publishing failed as well")
-    second.__context__ = SourceError("the first", hint="mend it")
-    assert explain(second) == 1
-    assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
-
-
 @pytest.mark.parametrize("error", [ValueError("it broke"), DataError("it broke", hint="mend it")])
 def test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_explained_once(capfd, error):
     step = RuntimeError("Dagster says a step failed")
@@ -738,35 +320,10 @@ def test_f56_an_error_and_dagsters_own_about_it_that_are_each_others_cause_are_e
     )
 
 
-def test_every_command_and_option_has_help_that_is_a_sentence():
-    context = click.Context(app)
-    commands = [app.get_command(context, name) for name in COMMANDS]
-    models = app.get_command(context, "models")
-    for command in [app, *commands, *models.commands.values()]:
-        options = [option.help for option in command.params if isinstance(option, click.Option)]
-        for text in [command.help, *options, *COMMANDS.values()]:
-            assert text, command.name
-            assert text[0].isupper() or text.startswith("With --"), text
-            assert text.rstrip().endswith((".", "e.g. Europe/Berlin.")), text
-
-
 def test_a_command_is_called_as_the_list_of_commands_names_it(tmp_path):
     context = click.Context(app)
     assert [app.get_command(context, name).name for name in COMMANDS] == list(COMMANDS)
     assert run_command(tmp_path, "--help").out.count("  gc ") == 1
-
-
-@pytest.mark.full
-def test_a_command_loads_no_other_command():
-    code = (
-        "import sys; from batch_platform.cli.app import app; import click; app.get_command(click.Context(app), 'check')\n"
-        "print(sorted(name for name in sys.modules if name.startswith('batch_platform.cli.')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
-    )
-    loaded = {name.removeprefix("batch_platform.cli.") for name in ast.literal_eval(done.stdout)}
-    assert loaded & {*COMMANDS} == {"check"}
 
 
 def test_in_a_workspace_of_dg_its_projects_are_listed_and_nothing_is_made(cli, tmp_path):
@@ -780,13 +337,30 @@ def test_in_a_workspace_of_dg_its_projects_are_listed_and_nothing_is_made(cli, t
         ("dg.toml", 'directory_type = "workspace"\n' + projects.format("")),
     ):
         (workspace / file).write_text(text)
-        for folder, hint in ((workspace, "projects/churn"), (workspace / "sub", "../projects/churn")):
-            for words in (("status",), ("ui",), ("new", "churn", "--from", "a.csv")):
-                answer = cli(folder, *words)
-                assert answer.code == 2, words
-                assert answer.error == (
-                    f"{workspace} is a workspace of dg, and {folder} lies in none of its projects: projects/churn, "
-                    f"projects/sales. Hint: name the project: batch-platform --project {hint} …"
-                )
+        answer = cli(workspace / "sub", "status")
+        assert answer.code == 2
+        assert answer.error == (
+            f"{workspace} is a workspace of dg, and {workspace}/sub lies in none of its projects: projects/churn, "
+            "projects/sales. Hint: name the project: batch-platform --project ../projects/churn …"
+        )
         (workspace / file).unlink()
     assert [path.name for path in workspace.rglob("*")] == ["sub"]
+
+
+SINGLE_FILE = """
+from pathlib import Path
+
+from batch_platform.components import BatchInference, build_definitions
+
+defs = build_definitions(BatchInference(**{declared!r}), Path({folder!r}))
+"""
+
+
+def test_a_single_file_of_definitions_is_a_project_as_the_guide_shows(tmp_path):
+    (declared,) = re.findall(r"```toml\n(\[tool.dg.project\]\n.*?)```", GUIDE["production"], re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(declared, encoding="utf-8")
+    folder = str(small_pipeline(tmp_path / "orders").folder)
+    definitions = SINGLE_FILE.format(declared=small_declaration(name="orders"), folder=folder)
+    (tmp_path / "definitions.py").write_text(definitions, encoding="utf-8")
+    answer = run_command(tmp_path, "check")
+    assert (answer.out.splitlines()[0], answer.err) == ("orders: ok", "")

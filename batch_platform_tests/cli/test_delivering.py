@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import dagster as dg
 import polars as pl
 import yaml
 
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.harness.graphql import RETRY, RUNS_OF_LOCATION
-from batch_platform_tests.harness.workspace import workspace_of
 
 
 def declare(project: Path) -> Path:
@@ -42,38 +39,3 @@ def test_run_delivers_what_is_scored_already_and_retries_what_a_receiver_refused
     third = cli(project, "run", "small")
     assert "everything asked for is up to date" in third.out + third.err
     assert "not delivered" not in (status := cli(project, "status", "small")).out + status.err
-
-
-def test_a_run_whose_receiver_and_labels_fail_names_both(project, cli):
-    folder = declare(project)
-    folder.parent.mkdir()
-    folder.touch()  # a file in the way
-    defs = pipeline_folder(project)
-    attributes = yaml.safe_load((defs / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
-    write_defs_yaml(
-        project,
-        attributes | {"sources": {**attributes["sources"], "outcomes": {"duckdb": "labels.duckdb", "table": "events"}}},
-    )
-    (defs / "labels.duckdb").write_text("no database")
-    labels = defs / "labels.sql"
-    labels.write_text(labels.read_text().replace("events", "outcomes"))
-    answer = cli(project, "run", "small", "--partition", "2024-02-02", "--force")
-    assert answer.code == 1
-    first, _, second = answer.err.partition(" Source 'outcomes' of 'small' cannot be read: ")
-    assert "it is not delivered to 'late': " in first
-    assert "not a valid DuckDB database file" in second
-
-
-def test_a_run_whose_delivery_failed_is_executed_again_from_its_failure_and_scores_nothing(project, cli, monkeypatch):
-    folder = declare(project)
-    folder.parent.mkdir()
-    folder.touch()  # a file in the way
-    assert cli(project, "run", "small", "--partition", "2024-02-02", "--force").code == 1
-    folder.unlink()
-    with workspace_of(project, monkeypatch) as location:
-        (failed, *_) = location.ask(RUNS_OF_LOCATION, location="__repository__@project")["results"]
-        params = {"parentRunId": failed["runId"], "strategy": "FROM_FAILURE"}
-        again = location.execute(location.ask(RETRY, params=params)["run"]["runId"])
-        assert again.status == dg.DagsterRunStatus.SUCCESS
-        assert again.step_keys_to_execute == ["small__delivered_late"]
-    assert pl.read_parquet(folder / "partition_key=2024-02-02/small.parquet").height == 40

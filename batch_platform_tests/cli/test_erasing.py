@@ -1,7 +1,5 @@
 """`erase`: the rows of a subject leave everything, and the command says from where."""
 
-import shutil
-
 from batch_platform_tests.harness.command_line import published
 
 ROWS = "SELECT count(*) FROM small.predictions WHERE id = {}"
@@ -9,13 +7,8 @@ ROWS = "SELECT count(*) FROM small.predictions WHERE id = {}"
 
 def test_erase_says_what_it_would_erase_and_erases_it_once(cli, project):
     ((order,),) = published(project, "SELECT min(id) FROM small.predictions")
-    for wrong, said in {
-        "order": "is not KEY=VALUE",
-        "order=7": "small cannot erase rows by 'order'; it can by id",
-    }.items():
-        refused = cli(project, "erase", "small", wrong)
-        assert refused.code == 2
-        assert said in refused.error
+    refused = cli(project, "erase", "small", "order")
+    assert (refused.code, "is not KEY=VALUE" in refused.error) == (2, True)
     announced = cli(project, "erase", "small", f"id={order}", "--dry-run")
     assert announced.out.startswith("small: to erase from 1 partition\n  1 row of features\n")
     assert "the sources are not changed: " in announced.out
@@ -31,17 +24,7 @@ def test_erase_says_what_it_would_erase_and_erases_it_once(cli, project):
     traced = cli(project, "trace", "small", f"id={order}")
     assert traced.error.startswith(f"small: what had id={order} was erased at 20")
     assert f"run_id '{answer['run_id']}'" in traced.error
-    nowhere = (
-        "small: no scored or rejected row has shop=nowhere. Rows were erased by id; if this was one of them, nothing"
-    )
-    assert cli(project, "trace", "small", "shop=nowhere").error.startswith(nowhere)
     status = cli(project, "status", "small").out
     assert status.startswith("small: 29 scored, 31 warm-up\n")
     assert "  due now: nothing" in status
     assert "everything asked for is up to date" in cli(project, "run", "small").out
-
-
-def test_nothing_is_erased_where_no_home_is(cli, project):
-    shutil.rmtree(project / ".batch_platform")
-    assert "so there is nothing to erase" in cli(project, "erase", "small", "id=1").error
-    assert not (project / ".batch_platform").exists()

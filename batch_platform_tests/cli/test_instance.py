@@ -10,21 +10,6 @@ from batch_platform.cli.instance import DAGSTER_YAML, only_service, prepare_inst
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 
-PREPARE = """\
-import sys
-from pathlib import Path
-
-import dagster as dg
-from batch_platform.cli.instance import prepare_instance
-from batch_platform.warehouse.home import Home
-
-prepare_instance(Home(Path(sys.argv[1])))
-with dg.DagsterInstance.get() as instance:
-    instance.get_runs()
-    instance.get_asset_keys()
-    instance.all_instigator_state()
-"""
-
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -42,31 +27,6 @@ def test_a_new_home_gets_an_instance_that_works(home):
     assert folder == home.dagster
     assert (folder / "dagster.yaml").read_text() == DAGSTER_YAML
     assert runs_recorded(folder) == 0
-
-
-@pytest.mark.full
-def test_processes_that_ask_at_the_same_time_all_get_it(home, tmp_path):
-    (tmp_path / "prepare_home.py").write_text(PREPARE)
-    command = [sys.executable, "-m", "prepare_home", str(home.root)]
-    asking = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [process.communicate()[1] for process in asking]
-    assert [process.returncode for process in asking] == [0] * 4, errors
-
-
-def test_an_existing_dagster_yaml_is_kept(home):
-    home.create()
-    own = "telemetry:\n  enabled: false\n"
-    (home.dagster / "dagster.yaml").write_text(own)
-    folder = prepare_instance(home)
-    assert (folder / "dagster.yaml").read_text() == own
-    assert runs_recorded(folder) == 0
-
-
-def test_an_interrupted_preparation_is_finished_by_the_next_one(home):
-    home.create()
-    (home.dagster / "dagster.yaml").write_text(DAGSTER_YAML)
-    prepare_instance(home)
-    assert list(home.dagster.rglob("runs.db"))
 
 
 SERVE = """\

@@ -1,11 +1,9 @@
 """A signal ends the command even where a callback loses the exception that its handler raises."""
 
 import ctypes
-import gc
 import signal
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -20,31 +18,8 @@ def interrupt(*_: object) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-class Finalized:
-    def __del__(self) -> None:
-        interrupt()
-
-
-def drop_weakly_referenced() -> None:
-    referenced = type("Referenced", (), {})()
-    reference = weakref.ref(referenced, interrupt)
-    del referenced
-    assert reference() is None
-
-
-def collect() -> None:
-    gc.callbacks.append(interrupt)
-    try:
-        gc.collect()
-    finally:
-        gc.callbacks.remove(interrupt)
-
-
 LOST: dict[str, Callable[[], object]] = {
     "called from C": ctypes.CFUNCTYPE(None)(interrupt),
-    "a finalizer": Finalized,
-    "a weak reference": drop_weakly_referenced,
-    "the garbage collector": collect,
     "printed": lambda: sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None),
 }
 

@@ -8,7 +8,6 @@ import pytest
 
 from batch_platform.cli import terminal
 from batch_platform.declaration.redaction import LOG_VARIABLE
-from batch_platform_tests.harness.served import served
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +30,6 @@ def test_what_a_run_says_is_lines_of_json(project, cli, monkeypatch):
     (error,) = lines(failed.err)
     assert (failed.code, failed.out, error["level"]) == (2, "", "error")
     assert error["message"] == "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"
-
-
-def test_tables_are_a_line_for_each_row_and_reports_stay_as_they_are(project, cli, monkeypatch):
-    plain = cli(project, "status", "small", "--json").json
-    monkeypatch.setenv(LOG_VARIABLE, "json")
-    assert [status["counts"] for status in cli(project, "status", "small", "--json").json] == [plain[0]["counts"]]
-    rows = [line["row"] for line in lines(cli(project, "status", "small", "--all").out) if "row" in line]
-    assert len(rows) == len(plain[0]["partitions"])
-    assert rows[-1]["scored"] == 40
 
 
 def test_pythons_logging_and_warnings_are_lines_too_without_secrets(monkeypatch, capfd):
@@ -68,20 +58,3 @@ def test_f59_no_secret_changes_the_rows_of_a_query(project, cli, monkeypatch):
     query = "SELECT true AS yes, 'token-of-2024-02-29' AS text"
     (line,) = lines(cli(project, "sql", "small", query).out)
     assert line["row"] == {"yes": True, "text": "token-of-2024-02-29"}
-
-
-def test_another_format_is_refused(fresh, cli, monkeypatch):
-    monkeypatch.setenv(LOG_VARIABLE, "xml")
-    refused = cli(fresh, "status")
-    assert (refused.code, refused.error.startswith("BATCH_PLATFORM_LOG is 'xml'. Hint: BATCH_PLATFORM_LOG=json ")) == (
-        2,
-        True,
-    )
-
-
-@pytest.mark.full
-def test_webserver_daemon_and_code_server_write_lines_of_json(project):
-    with served(project, project / ".batch_platform", **{LOG_VARIABLE: "json"}) as ui:
-        for expected in ('"dagster.daemon"', f"{ui.url} serves "):
-            ui.wait(lambda text=expected: text in ui.log.read_text() or None)
-    assert {"dagster-webserver", "dagster.daemon"} <= {line.get("logger") for line in lines(ui.log.read_text())}

@@ -1,7 +1,6 @@
 """Assets of users that store their rows in the warehouse."""
 
 import fcntl
-import threading
 from typing import Any
 
 import duckdb
@@ -23,15 +22,13 @@ def stored(deployment: Deployment, query: str = "FROM reports.table ORDER BY ALL
 
 
 class Held:
-    """The warehouse, held as another process holds it, until the end or for some seconds."""
+    """The warehouse, held as another process holds it."""
 
-    def __init__(self, deployment: Deployment, seconds: float | None = None) -> None:
-        self._file, self._seconds = deployment.pipeline.home.warehouse_lock.open("r+"), seconds
+    def __init__(self, deployment: Deployment) -> None:
+        self._file = deployment.pipeline.home.warehouse_lock.open("r+")
 
     def __enter__(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._seconds is not None:
-            threading.Timer(self._seconds, self._file.close).start()
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

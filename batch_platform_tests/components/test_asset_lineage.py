@@ -3,10 +3,9 @@
 import sys
 
 import dagster as dg
-import pytest
 
 from batch_platform.components.lineage import CODE, LINEAGE, READABLE
-from batch_platform_tests.harness.deployment import SCORED_FROM, Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.deployment import Deployment, deploy
 
 STARRED = "SELECT * EXCLUDE (returned) FROM events WHERE ts >= $partition_start AND ts < $partition_end"
 FUNCTION = """\
@@ -75,12 +74,6 @@ def test_definitions_link_to_the_source_code(tmp_path, monkeypatch):
     assert linked == {"features": [str(folder / "features.sql")], "model": labels, "performance": labels}
 
 
-def test_a_column_that_is_not_a_feature_is_not_in_the_lineage_of_the_prediction(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, features={"columns": {"items": {"feature": False}}})
-    reads = deps(defined(deployment, "predictions")[LINEAGE])
-    assert reads["prediction"] == {f"small/features.{name}" for name in ("amount", "shop", "known")}
-
-
 def test_the_columns_of_a_star_are_unknown_until_a_run_looks_them_up_in_the_sources(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, features_sql=STARRED)
     before = defined(deployment, "features")
@@ -97,17 +90,6 @@ def test_the_columns_of_a_star_are_unknown_until_a_run_looks_them_up_in_the_sour
     assert "| `shop` | `events`: `shop` unchanged |" in readable(newest)
 
 
-def test_a_run_logs_once_which_columns_its_model_reads_and_returns(tmp_path, monkeypatch):
-    deployment = deploy_trained(tmp_path, monkeypatch)
-    assert deployment.run("features", "predictions", first=SCORED_FROM, last="2024-02-03").success
-    metadata = logged(deployment, "predictions")
-    assert [LINEAGE in metadata[key] for key in sorted(metadata)] == [False, False, True]
-    read = deps(metadata["2024-02-03"][LINEAGE])
-    assert read["score"] == read["prediction"] == {f"small/features.{x}" for x in ("amount", "items", "shop", "known")}
-    assert "| `score` | as `prediction` |" in readable(metadata["2024-02-03"])
-    assert LINEAGE not in logged(deployment, "features")["2024-02-03"]  # the definition has it
-
-
 def test_the_lineage_of_features_made_by_a_function_is_unknown_and_says_so(tmp_path, monkeypatch):
     (tmp_path / "made_by_hand.py").write_text(FUNCTION)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -120,20 +102,3 @@ def test_the_lineage_of_features_made_by_a_function_is_unknown_and_says_so(tmp_p
     assert deployment.run("features", first="2024-01-01").success
     assert LINEAGE not in logged(deployment, "features")["2024-01-01"]
     sys.modules.pop("made_by_hand")
-
-
-@pytest.mark.parametrize(
-    ("sql", "cell"),
-    [
-        ('SELECT id, ts, amount AS "a|b" FROM events', "| `a\\|b` | `events`: `amount` unchanged |"),
-        ("SELECT id, ts, 1 AS one FROM events", "| `one` | no source column |"),
-        ("SELECT id, ts, count(*) OVER () AS n FROM events", "| `n` | `events`: its rows |"),
-        (
-            "SELECT id, ts, o.amount FROM events AS o, repeat(1, 1) AS q",
-            "| `amount` | `events`: `amount` unchanged |",
-        ),
-    ],
-)
-def test_the_readable_table_holds_columns_of_any_name(tmp_path, monkeypatch, sql, cell):
-    deployment = deploy(tmp_path, monkeypatch, features_sql=sql)
-    assert cell in readable(defined(deployment, "features"))

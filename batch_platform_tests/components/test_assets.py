@@ -1,6 +1,5 @@
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -8,30 +7,24 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.tags import PARTITION_NAME_TAG
+from dagster._core.definitions.data_version import StaleStatus
 
 from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import Wiring, clear_failures
-from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import DataError, WarehouseBusyError
-from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
-from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays, compiled
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
-from batch_platform_tests.harness.events import evaluations, value
+from batch_platform_tests.harness.events import evaluations, failure, partitions_of, upstream, value
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
     feature_file,
     small_events,
-    small_spec,
-    write_small_project,
 )
+from batch_platform_tests.harness.stale_status import status
 from batch_platform_tests.harness.workspace import workspace
 
 RULE = {"performance": {"warn_below": 0.6}}
@@ -45,18 +38,6 @@ def trained(tmp_path, monkeypatch):
 
 def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
     return {spec.key.path[1]: spec for spec in deployment.definitions.resolve_all_asset_specs()}
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    """What the only failed step says."""
-    assert not result.success
-    (failed,) = [event for event in result.all_events if event.is_step_failure]
-    data = failed.step_failure_data
-    return (data.user_failure_data.description if data.user_failure_data else data.error.message) or ""
-
-
-def partitions_of(entries: list[dg.EventLogEntry]) -> list[str | None]:
-    return [entry.asset_materialization.partition for entry in entries]
 
 
 def published(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
@@ -144,22 +125,6 @@ SELECT id, ts, amount, items, shop, known FROM day
 """
 
 
-def upstream(deployment: Deployment, asset: str, of: str, key: str) -> list[str]:
-    graph = deployment.definitions.resolve_asset_graph()
-    node, parent = graph.get(deployment.key(asset)), graph.get(deployment.key(of))
-    mapped = graph.get_partition_mapping(node.key, parent.key).get_upstream_mapped_partitions_result_for_partitions(
-        node.partitions_def.subset_with_partition_keys([key]), node.partitions_def, parent.partitions_def
-    )
-    assert not list(mapped.required_but_nonexistent_subset.get_partition_keys())
-    return list(mapped.partitions_subset.get_partition_keys())
-
-
-def test_a_day_is_scored_by_the_model_of_its_month(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    assert upstream(deployment, "predictions", "model", "2024-02-17") == ["2024-02-01"]
-    assert upstream(deployment, "predictions", "features", "2024-02-17") == ["2024-02-17"]
-
-
 def test_predictions_and_performance_begin_with_the_first_serving_period_and_features_before_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     keys = {
@@ -186,63 +151,6 @@ def test_predictions_and_performance_begin_with_the_first_serving_period_and_fea
 def test_a_model_learns_from_the_history_before_its_period(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     assert upstream(deployment, "model", "features", "2024-02-01") == deployment.days("2024-01-01", "2024-01-31")
-
-
-def test_the_graph_shows_no_more_history_than_the_window_holds(tmp_path, monkeypatch):
-    partitions = {"start": "2020-01-01", "end": None}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"window": "30 days"}})
-    assert upstream(deployment, "model", "features", "2023-05-01") == deployment.days("2023-03-01", "2023-04-30")
-    train = {"every": "week", "window": "21 days"}
-    deployment = deploy(tmp_path / "weekly", monkeypatch, partitions=partitions, model={"train": train})
-    assert upstream(deployment, "model", "features", "2023-05-03") == deployment.days("2023-04-12", "2023-05-02")
-
-
-@pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
-@pytest.mark.full
-def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
-    partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
-    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-27", "month": "2023-12-01"}[every]
-    before = upstream(deployment, "model", "features", period)
-    assert before[0] == "2014-01-01-00:00"
-    start = deployment.wiring.serving_period(period).start
-    assert before == [partition.key for partition in deployment.pipeline.spec.partitions.calendar.due(start)]
-
-
-TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
-STARTS = {"hour": "2023-02-10T06:00", "day": "2023-02-10", "week": "2023-02-10", "month": "2023-02-01"}
-ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-05-31", "month": "2024-06-01"}
-
-
-@pytest.mark.parametrize("every", list(ENDS))
-@pytest.mark.parametrize("timezone", TIMEZONES)
-def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, timezone):
-    if every == "hour" and timezone == "Australia/Lord_Howe":  # refused: its clocks shift by half an hour
-        timezone = "Australia/Sydney"
-    partitions = {"every": every, "start": STARTS[every], "end": ENDS[every], "timezone": timezone}
-    spec = small_spec(partitions=partitions, model={"train": {"evaluate": "31 days"}})
-    assert_same_partitions(Wiring(spec, tmp_path).partitions, spec.partitions.calendar)
-
-
-@pytest.mark.parametrize("every", list(ENDS))
-@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
-def test_dagster_and_the_calendar_name_the_same_serving_periods(tmp_path, every, timezone):
-    partitions = {"start": "2023-02-10", "end": "2024-05-17", "timezone": timezone}
-    spec = small_spec(partitions=partitions, model={"train": {"every": every}})
-    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, trainable_calendar(spec))
-    begun = serving_periods(spec, datetime(2024, 5, 1, tzinfo=UTC))
-    known = {*begun}
-    assert begun == [period for period in trainable_calendar(spec).due(begun[-1].start) if period in known]
-    assert_same_partitions(Wiring(spec, tmp_path).served, served_calendar(spec))
-    assert served_calendar(spec).first_start >= begun[0].start
-
-
-def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar: Calendar) -> None:
-    ours = calendar.due(calendar.last_end)
-    assert list(dagsters.get_partition_keys()) == [partition.key for partition in ours]
-    for partition in (ours[0], *ours[-400:]):
-        window = dagsters.time_window_for_partition_key(partition.key)
-        assert (window.start, window.end) == (partition.start, partition.end)
 
 
 @pytest.mark.full
@@ -282,20 +190,6 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     assert published(trained, "SELECT bool_and(committed_at > started_at) FROM batch_platform.score_runs") == [(True,)]
 
 
-def test_a_partition_run_alone_is_logged_like_one_of_a_range(trained):
-    assert trained.run("features", "predictions", first="2024-02-05").success
-    assert partitions_of(trained.materializations("predictions")) == ["2024-02-05"]
-    assert set(evaluations(trained, "predictions", "rows_balance")) == {"2024-02-05", None}
-
-
-def test_the_data_version_of_equal_rows_is_equal(trained):
-    first, again = (trained.run("features", first="2024-02-05", config={"features": {"force": True}}) for _ in range(2))
-    assert first.success
-    assert again.success
-    newest, older = trained.materializations("features")
-    assert newest.tags["dagster/data_version"] == older.tags["dagster/data_version"]
-
-
 @pytest.mark.full
 def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_on_it_is(trained):
     days = trained.days("2024-02-01", "2024-02-03")
@@ -313,99 +207,6 @@ def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_
 
 
 PARTITIONED = ("features", "predictions", "performance")
-
-
-def status(deployment: Deployment, asset: str, day: str) -> StaleStatus:
-    graph = deployment.definitions.resolve_asset_graph()
-    loading = LoadingContextForTest(deployment.instance)
-    return CachingStaleStatusResolver(deployment.instance, graph, loading).get_status(deployment.key(asset), day)
-
-
-def broken_day(day: str) -> pl.DataFrame:
-    """The orders, with the key of one day's first order given twice."""
-    events = small_events()
-    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    return events.with_columns(
-        pl.when(local == day).then(pl.col("id").first().over(local)).otherwise(pl.col("id")).alias("id")
-    )
-
-
-@pytest.mark.full
-def test_a_retry_keeps_what_is_committed_and_does_what_failed(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, events=broken_day("2024-02-03"))
-    days = trained.days("2024-02-01", "2024-02-06")
-    result = trained.run("features", "predictions", first=days[0], last=days[-1])
-    message = failure(result)
-    assert "small" in message
-    assert "2024-02-03" in message
-    assert "Traceback" not in message
-    sound = [day for day in days if day != "2024-02-03"]
-    assert partitions_of(trained.materializations("features")) == sound
-    assert partitions_of(trained.materializations("predictions")) == sound
-    small_events().write_parquet(trained.pipeline.folder / "events.parquet")
-    again = trained.run("features", "predictions", first=days[0], last=days[-1])
-    assert again.success
-    for asset in ("features", "predictions"):
-        logged = trained.materializations(asset, again.run_id)
-        assert sorted(map(str, partitions_of(logged))) == days
-        assert {entry.asset_materialization.partition for entry in logged if not value(entry, "skipped")} == {
-            "2024-02-03"
-        }
-
-
-@pytest.mark.full
-def test_a_failure_while_scoring_holds_up_no_other_partition(trained):
-    days = trained.days("2024-02-01", "2024-02-06")
-    assert trained.run("features", first=days[0], last=days[-1]).success
-    spoilt = feature_file(trained.pipeline, days[3])
-    spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"!")
-    result = trained.run("predictions", first=days[0], last=days[-1])
-    assert days[3] in failure(result)
-    others = [day for day in days if day != days[3]]
-    assert partitions_of(trained.materializations("predictions")) == others
-    assert published(trained, "SELECT DISTINCT partition_key FROM small.predictions ORDER BY 1") == [
-        (day,) for day in others
-    ]
-    spoilt.unlink()
-    again = trained.run("features", "predictions", first=days[0], last=days[-1])
-    assert again.success
-    logged = trained.materializations("predictions", again.run_id)
-    assert {entry.asset_materialization.partition for entry in logged if not value(entry, "skipped")} == {days[3]}
-
-
-@pytest.mark.full
-def test_the_next_run_logs_a_commit_that_dagster_does_not_know(trained):
-    trained.score("2024-02-01", "2024-02-02", run_id="died")
-    result = trained.run("predictions", first="2024-02-01", last="2024-02-02")
-    assert result.success
-    logged = trained.materializations("predictions")
-    assert partitions_of(logged) == ["2024-02-01", "2024-02-02"]
-    assert all(value(entry, "skipped") for entry in logged)
-    assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [("died",)]
-
-
-@pytest.mark.full
-def test_force_scores_again_what_is_up_to_date(trained):
-    trained.score("2024-02-01", "2024-02-01")
-    result = trained.run("predictions", first="2024-02-01", config={"predictions": {"force": True}})
-    assert result.success
-    (logged,) = trained.materializations("predictions")
-    assert not value(logged, "skipped")
-    assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
-
-
-@pytest.mark.full
-def test_numbers_that_are_only_plotted_come_last(trained):
-    assert trained.run("features", "predictions", first="2024-02-01").success
-    (logged,) = trained.materializations("predictions")
-    names = list(logged.asset_materialization.metadata)
-    plotted = [
-        "rows_per_second",
-        "peak_memory_mib",
-        *(f"share_of_time_in_{part}" for part in ("read", "score", "commit")),
-    ]
-    assert names[-6:] == ["speed", *plotted]
-    assert names[:3] == ["dagster/partition_row_count", "rows_in", "rows_rejected"]
 
 
 def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path, monkeypatch):
@@ -428,37 +229,6 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
     assert again.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
-@pytest.mark.full
-def test_a_version_can_be_asked_for(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert trained.run("features", first="2024-01-10").success
-    (version,) = [model.version for model in trained.pipeline.state().registry.versions]
-    result = trained.run("predictions", first="2024-01-10", config={"predictions": {"model": version}})
-    assert result.success
-    (logged,) = trained.materializations("predictions")
-    assert value(logged, "model_version") == version
-    assert value(logged, "in_sample")
-    assert trained.run("performance", first="2024-01-10").success
-    (measured,) = trained.materializations("performance")
-    assert value(measured, "in_sample")
-
-
-def test_a_partition_before_every_model_fails_in_one_paragraph(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    trained.run("features", first="2024-01-10")
-    message = failure(trained.run("predictions", first="2024-01-10"))
-    assert "small" in message
-    assert "2024-01-10" in message
-    assert "2024-02-01" in message
-    assert "\n" not in message
-
-
-def test_rows_balance_blocks(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    graph = deployment.definitions.resolve_asset_graph()
-    assert graph.get(dg.AssetCheckKey(deployment.key("predictions"), checks.ROWS_BALANCE.name)).blocking
-
-
 @pytest.mark.parametrize(("rows_rejected", "goes_on"), [(1, True), (0, False)])
 def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trained, rows_rejected, goes_on):
     trained.score("2024-02-01", "2024-02-01")
@@ -478,46 +248,6 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     result = dg.materialize([scores, emails], instance=trained.instance, raise_on_error=False)
     assert result.success is goes_on
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
-
-
-@pytest.mark.full
-def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
-    ran: list[str] = []
-
-    @dg.asset(partitions_def=trained.wiring.served, deps=[trained.key("predictions")])
-    def emails(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        rows = published(
-            trained, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{context.partition_key}'"
-        )
-        ran.append(context.partition_key)
-        return dg.MaterializeResult(metadata={"emails": rows[0][0]})
-
-    @dg.asset(deps=[emails])
-    def count() -> None:
-        ran.append("count")
-
-    together = dg.Definitions.merge(
-        build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[emails, count])
-    )
-    job = together.resolve_implicit_global_asset_job_def()
-    result = job.execute_in_process(
-        instance=trained.instance,
-        tags={PARTITION_NAME_TAG: "2024-02-07"},
-        asset_selection=[trained.key("features"), trained.key("predictions"), emails.key, count.key],
-    )
-    assert result.success
-    assert ran == ["2024-02-07", "count"]
-    events = {
-        event.asset_key.path[-1]: event.step_materialization_data.materialization
-        for event in result.all_events
-        if event.is_step_materialization
-    }
-    assert set(events) == {"features", "predictions", "emails", "count"}
-    assert events["emails"].metadata["emails"].value == 40
-    assert events["emails"].partition == "2024-02-07"
-    assert "dagster/input_data_version/small/predictions" in events["emails"].tags
-    assert not {tag for tag in trained.instance.get_run_by_id(result.run_id).tags if "defer" in tag}
 
 
 def test_a_model_is_logged_with_its_gate(trained):
@@ -546,49 +276,6 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_an_approved_model_that_is_not_better_than_guessing_is_a_warning_too(tmp_path, monkeypatch):
-    guessing = {"estimator": "sklearn.dummy.DummyClassifier", "params": None}
-    trained = deploy(tmp_path, monkeypatch, model=guessing)
-    assert trained.run("features", first="2024-01-01", last="2024-01-30").success
-    assert trained.run("model", first="2024-02-01").success
-    gate = evaluations(trained, "model", "gate")["2024-02-01"]
-    assert (gate.passed, gate.metadata["decision"].value) == (False, "approved")
-    assert (
-        "; not clearly better than guessing (class shares by weekday): roc_auc 0.500 against 0.510"
-        in gate.metadata["reason"].value
-    )
-    summary = evaluations(trained, "model", "gate")[None].metadata
-    assert (summary["refused"].value, summary["not_better_than_guessing"].value) == (
-        "none",
-        gate.metadata["version"].value,
-    )
-
-
-def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    message = failure(deployment.run("model", config={"model": {"until": "2024-01-01"}}))
-    assert message.startswith("small, serving period 2024-01-01:")
-    assert "\n" not in message
-    assert "Traceback" not in message
-
-
-@pytest.mark.full
-def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
-    one_for_all = {"train": {"every": None}}
-    deployment = deploy(tmp_path, monkeypatch, model=one_for_all, partitions=THREE_WEEKS)
-    assert specs(deployment)["model"].partitions_def is None
-    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
-    trained = deployment.run("model", config={"model": {"until": "2024-02-05"}})
-    assert trained.success
-    (logged,) = deployment.materializations("model")
-    assert logged.asset_materialization.partition is None
-    assert value(logged, "trained_until") == "2024-02-04 00:00 Europe/Berlin"  # a day's labels are known a day later
-    assert evaluations(deployment, "model", "gate")[None].passed
-    assert deployment.run("predictions", first="2024-02-05", last="2024-02-06").success
-    assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
-
-
-@pytest.mark.full
 def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_earlier_partitions(
     tmp_path, monkeypatch
 ):
@@ -603,15 +290,6 @@ def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_e
     assert not any(run.in_sample for run in state.scores.values())
     refused = deployment.run("predictions", first="2024-02-01")
     assert "no model serves it; the earliest approved version" in failure(refused)
-
-
-@pytest.mark.full
-def test_one_model_for_all_is_trained_on_all_that_is_known_if_nothing_else_is_asked(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=THREE_WEEKS)
-    assert deployment.run("features", first="2024-01-17", last="2024-02-06").success
-    assert deployment.run("model").success
-    (version,) = deployment.pipeline.state().registry.versions
-    assert (version.serving_period, version.days_trained) == ("2024-02-06", 19)
 
 
 def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):
@@ -641,64 +319,6 @@ def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other
         assert partitions_of(trained.materializations(asset, result.run_id)) == done
     status = "SELECT partition_key, run_id FROM small.failures"
     assert published(trained, status) == [("2024-02-02", result.run_id)]
-
-
-@pytest.mark.full
-def test_a_refused_partition_does_not_hold_up_the_evaluation_of_others_in_a_run_of_chosen_assets(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, features={"columns": {"items": {"max": 8}}, "max_rejected": 0})
-    wrong = pl.when(pl.col("id") == 1300).then(pl.lit(9, pl.Int32)).otherwise("items").alias("items")
-    small_events().with_columns(wrong).write_parquet(trained.pipeline.folder / "events.parquet")
-    result = trained.run("features", "predictions", "performance", first="2024-02-01", last="2024-02-03")
-    assert failure(result).startswith("small, partition 2024-02-02: 1 of 40 rows ")
-    assert [event.step_key for event in result.all_events if event.is_step_failure] == ["small__performance"]
-    for asset in ("predictions", "performance"):
-        assert partitions_of(trained.materializations(asset, result.run_id)) == ["2024-02-01", "2024-02-03"]
-
-
-@pytest.mark.full
-def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
-    deployment = deploy(
-        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
-    )
-    assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
-    feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
-    result = deployment.run("model", first="2024-01-07", last="2024-01-28")
-    message = failure(result)
-    assert (
-        "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
-    )
-    assert (
-        "2 more serving periods failed the same way: 2024-01-21, 2024-01-28. The other 1 serving period of" in message
-    )
-    assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
-
-
-@pytest.mark.full
-def test_partitions_that_fail_do_not_hold_up_others_of_the_run(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
-    trained.score("2024-02-06", "2024-02-06")  # builds its features
-    assert trained.run("features", first="2024-01-30", last="2024-02-06").success
-    scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
-    message = failure(scoring)
-    assert message.startswith(
-        "small, partition 2024-01-30: no model serves it; the earliest approved version, 2024-02-01-"
-    )
-    assert "1 more partition failed the same way: 2024-01-31. The other 5 partitions of this run succeeded." in message
-    served = trained.days("2024-02-01", "2024-02-05")
-    assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
-    measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")
-    message = failure(measuring)
-    assert message.startswith(
-        "small, partition 2024-01-31: it is not scored yet. The other 5 partitions of this run succeeded."
-    )
-    assert partitions_of(trained.materializations("performance", measuring.run_id)) == served
-    assert published(trained, "SELECT count(DISTINCT partition_key) FROM small.performance") == [(5,)]
-
-
-def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
-    message = failure(trained.run("performance", first="2024-02-01"))
-    assert "2024-02-01" in message
-    assert "batch-platform run small" in message
 
 
 def test_f42_performance_of_labels_that_are_not_mature_waits_whichever_run_asks(tmp_path, monkeypatch):
@@ -747,165 +367,6 @@ def test_f42_days_whose_labels_are_not_mature_are_not_shown_as_failed_where_anot
     assert checked == [("EXECUTION_FAILED", "2024-02-01")]
 
 
-@pytest.mark.full
-def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):
-    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    trained = deploy_trained(tmp_path, monkeypatch, events=small_events().filter(local != "2024-02-02"))
-    days = trained.days("2024-02-01", "2024-02-03")
-    assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
-    assert trained.run("performance", first=days[0], last=days[-1]).success
-    assert [value(entry, "rows_in") for entry in trained.materializations("predictions")] == [40, 0, 40]
-    assert [value(entry, "rows_labelled") for entry in trained.materializations("performance")] == [40, 0, 40]
-    assert published(
-        trained,
-        "SELECT rows_in, rows_scored, rows_rejected FROM batch_platform.score_runs WHERE partition_key = '2024-02-02'",
-    ) == [(0, 0, 0)]
-
-
-def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "observed_source.py").write_text(
-        "import polars as pl\ndef shops():\n    return pl.DataFrame({'shop': ['a', 'b', 'c']})\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    sources = {
-        "shops": {"python": "observed_source.shops"},
-        "prices": {"csv": "prices.csv"},
-        "stock": {"duckdb": "stock.duckdb", "table": "stock"},
-    }
-    deployment = deploy(tmp_path, monkeypatch, sources=sources)
-    folder = deployment.pipeline.folder
-    (folder / "prices.csv").write_text("item,price\n1,2.5\n2,3.5\n")
-    with duckdb.connect(str(folder / "stock.duckdb")) as con:
-        con.execute("CREATE TABLE stock AS SELECT 1 AS item, 'x' AS shelf")
-    expected = {
-        "events": (2400, {"id": "BIGINT", "amount": "DOUBLE"}),
-        "shops": (3, {"shop": "VARCHAR"}),
-        "prices": (2, {"item": "BIGINT", "price": "DOUBLE"}),
-        "stock": (1, {"item": "INTEGER", "shelf": "VARCHAR"}),
-    }
-    for name, (rows, columns) in expected.items():
-        assert deployment.run(name).success
-        (seen,) = deployment.observations(name)
-        metadata = seen.asset_observation.metadata
-        assert metadata["dagster/row_count"].value == rows
-        types = {column.name: column.type for column in metadata["dagster/column_schema"].value.columns}
-        assert types.items() >= columns.items()
-        assert metadata["location"].value
-        assert seen.asset_observation.data_version
-
-
-@pytest.mark.full
-def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    opened: list[str] = []
-    state = Sources.state
-
-    def noted(sources: Sources, name: str, partition: Partition | None) -> SourceState:
-        opened.append(name)
-        return state(sources, name, partition)
-
-    monkeypatch.setattr(Sources, "state", noted)
-    for day in ("2024-01-01", "2024-01-02"):
-        assert deployment.run("features", first=day).success
-    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
-    assert deployment.run("features", first="2024-01-03").success
-    seen = [entry.asset_observation.metadata for entry in deployment.observations("events")]
-    assert [metadata["dagster/row_count"].value for metadata in seen] == [2400, 2400, 100]
-    assert all(
-        "amount" in {column.name for column in metadata["dagster/column_schema"].value.columns} for metadata in seen
-    )
-    assert opened == ["events", "events"]
-
-
-@pytest.mark.full
-def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": None, "csv": "events.csv"}})
-    small_events().write_csv(deployment.pipeline.folder / "events.csv")
-    assert deployment.run("features", first="2024-01-01").success
-    assert deployment.run("events").success
-    assert deployment.run("features", first="2024-01-02").success
-    rows = [entry.asset_observation.metadata.get("dagster/row_count") for entry in deployment.observations("events")]
-    assert [count and count.value for count in rows] == [None, 2400, 2400]
-
-
-@pytest.mark.full
-def test_the_row_count_of_a_function_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "growing_source.py").write_text(
-        "from batch_platform_tests.harness.small_pipeline import small_events\ndef events():\n    return small_events()\n"
-    )
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "growing_source.events", "parquet": None}})
-    for day in ("2024-01-01", "2024-01-02"):
-        assert deployment.run("features", first=day).success
-    first, second = [entry.asset_observation.metadata for entry in deployment.observations("events")]
-    assert first["dagster/row_count"].value == 2400
-    assert second.keys() == first.keys() - {"dagster/row_count"}
-
-
-def test_a_changed_file_has_another_data_version(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    assert deployment.run("events").success
-    assert deployment.run("events").success
-    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
-    assert deployment.run("events").success
-    first, same, other = [seen.asset_observation.data_version for seen in deployment.observations("events")]
-    assert first == same != other
-
-
-def test_a_run_notes_the_same_version_of_a_source_as_an_observation(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "noted_source.py").write_text(
-        "import polars as pl\n"
-        "from batch_platform_tests.harness.small_pipeline import small_events\n"
-        "def events():\n    return small_events()\n"
-    )
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "noted_source.events", "parquet": None}})
-    assert deployment.run("features", first="2024-01-01").success
-    assert deployment.run("events").success
-    by_run, by_observation = [seen.asset_observation.data_version for seen in deployment.observations("events")]
-    assert by_run == by_observation
-
-
-def daily_files(tmp_path: Path, monkeypatch: Any, days: list[str]) -> Deployment:
-    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": "daily/{partition_key}.parquet"}})
-    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    (deployment.pipeline.folder / "daily").mkdir()
-    for day in days:
-        small_events().filter(local == day).write_parquet(deployment.pipeline.folder / "daily" / f"{day}.parquet")
-    return deployment
-
-
-def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path, monkeypatch):
-    days = ["2024-01-01", "2024-01-03", "2024-01-04"]
-    deployment = daily_files(tmp_path, monkeypatch, days)
-    assert deployment.run("events").success
-    seen = {entry.asset_observation.partition: entry.asset_observation for entry in deployment.observations("events")}
-    assert list(seen) == days
-    assert len({observation.data_version for observation in seen.values()}) == 3
-    assert all(observation.metadata["dagster/partition_row_count"].value == 40 for observation in seen.values())
-    assert deployment.run("events", first="2024-01-03").success
-    assert [entry.asset_observation.partition for entry in deployment.observations("events")] == [*days, "2024-01-03"]
-
-
-def test_a_missing_file_fails_its_partition_only(tmp_path, monkeypatch):
-    deployment = daily_files(tmp_path, monkeypatch, ["2024-01-01", "2024-01-02", "2024-01-04"])
-    result = deployment.run("features", first="2024-01-01", last="2024-01-04")
-    assert "2024-01-03.parquet" in failure(result)
-    assert partitions_of(deployment.materializations("features")) == ["2024-01-01", "2024-01-02", "2024-01-04"]
-    seen = {entry.asset_observation.partition for entry in deployment.observations("events")}
-    assert seen == {"2024-01-01", "2024-01-02", "2024-01-04"}
-    assert status(deployment, "features", "2024-01-02") == StaleStatus.FRESH
-
-
-def test_failing_sql_is_reported_with_its_file_and_line(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, features_sql="SELECT id, ts,\n  amout\nFROM events")
-    message = failure(deployment.run("features", first="2024-01-01"))
-    assert "features.sql" in message
-    assert "2" in message
-    assert "amount" in message
-
-
 def test_only_a_busy_warehouse_allows_a_retry():
     with pytest.raises(dg.Failure) as busy, clear_failures():
         raise WarehouseBusyError("held", hint="wait")
@@ -913,18 +374,6 @@ def test_only_a_busy_warehouse_allows_a_retry():
         raise DataError("wrong")
     assert (busy.value.allow_retries, wrong.value.allow_retries) == (True, False)
     assert busy.value.description == "held Hint: wait"
-
-
-def test_two_pipelines_live_side_by_side(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    other = write_small_project(tmp_path / "other")
-    both = dg.Definitions.merge(
-        build_definitions(deployment.pipeline.spec, deployment.pipeline.folder),
-        build_definitions(small_spec(name="other"), other),
-    )
-    assert {spec.key.path[0] for spec in both.resolve_all_asset_specs()} == {"small", "other"}
-    assert len(list(both.schedules or [])) == 8
-    dg.Definitions.validate_loadable(both)
 
 
 def test_users_assets_read_through_the_warehouse_resource(trained):
@@ -946,3 +395,21 @@ def test_users_assets_read_through_the_warehouse_resource(trained):
     job = together.resolve_implicit_global_asset_job_def()
     assert job.execute_in_process(instance=trained.instance, asset_selection=[summary.key]).success
     assert counts == [40, 40]
+
+
+@pytest.mark.full
+def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
+    deployment = deploy(
+        tmp_path, monkeypatch, model={"train": {"every": "week", "start": "2024-01-07", "evaluate": "1 day"}}
+    )
+    assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
+    feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
+    result = deployment.run("model", first="2024-01-07", last="2024-01-28")
+    message = failure(result)
+    assert (
+        "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
+    )
+    assert (
+        "2 more serving periods failed the same way: 2024-01-21, 2024-01-28. The other 1 serving period of" in message
+    )
+    assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]

@@ -5,17 +5,17 @@ from threading import Event, Thread
 import dagster as dg
 import polars as pl
 
-from batch_platform.components.jobs import announced, announcing
+from batch_platform.components.jobs import announcing
 from batch_platform.components.wiring import stamp_of
 from batch_platform.models.promotion import Maker, promote
-from batch_platform.pipeline.plan import Plan, make_plan
+from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.lock import folder_locked
 from batch_platform_tests.components.bringing import JOB, bring, keys
 from batch_platform_tests.harness.deployment import deploy, deploy_trained, range_tags
 from batch_platform_tests.harness.graphql import RETRY
 from batch_platform_tests.harness.small_pipeline import small_events
-from batch_platform_tests.harness.ticks import AFTER_ALL, SCHEDULES, at, look, under_way
+from batch_platform_tests.harness.ticks import AFTER_ALL, at
 from batch_platform_tests.harness.workspace import REPOSITORY, workspace
 
 
@@ -76,17 +76,6 @@ def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_an
     assert sorted(deployment.pipeline.state().scores) == ["2024-02-01", "2024-02-02"]
 
 
-def test_labels_that_were_corrected_long_ago_are_measured_again_if_the_run_rechecks(tmp_path, monkeypatch):
-    deployment = deploy_trained(tmp_path, monkeypatch)
-    assert bring(deployment, "2024-02-01", "2024-02-10").success
-    first = pl.col("ts") < at("2024-02-02T00:00")
-    returned = pl.when(first).then(~pl.col("returned")).otherwise("returned").fill_null(value=False)
-    small_events().with_columns(returned).write_parquet(deployment.pipeline.folder / "events.parquet")
-    done = {recheck: bring(deployment, "2024-02-01", "2024-02-03", recheck=recheck).run_id for recheck in (False, True)}
-    evaluated = {key: run.run_id for key, run in deployment.pipeline.state().evaluations.items()}
-    assert [key for key, run_id in evaluated.items() if run_id == done[True]] == ["2024-02-01"]
-
-
 def test_what_fails_alone_fails_the_run_once_the_rest_is_done_and_is_done_by_executing_it_again(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch)
     source, events = deployment.pipeline.folder / "events.parquet", small_events()
@@ -110,12 +99,6 @@ def test_what_fails_alone_fails_the_run_once_the_rest_is_done_and_is_done_by_exe
     assert sorted(deployment.pipeline.state().evaluations) == ["2024-02-01", "2024-02-02", "2024-02-03"]
 
 
-def test_ticks_request_nothing_that_the_job_is_about_to_do(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    under_way(deployment, tags=range_tags("2024-02-01", "2024-02-29"), job=JOB)
-    assert [look(deployment, schedule, AFTER_ALL)[0] for schedule in SCHEDULES] == [[], [], []]
-
-
 def test_materializing_a_month_from_an_empty_home_names_the_job_in_one_paragraph(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     for asset, first, last, reason in (
@@ -132,14 +115,6 @@ def test_materializing_a_month_from_an_empty_home_names_the_job_in_one_paragraph
     for asset in ("features", "model", "predictions", "performance"):
         specs = {spec.key: spec for spec in deployment.definitions.resolve_all_asset_specs()}
         assert (specs[deployment.key(asset)].description or "").startswith(f"**Launch the job `{JOB}`**")
-
-
-def test_a_plan_that_was_announced_is_carried_out_once_and_a_repeated_step_plans_anew():
-    plan = Plan([], [])
-    with announcing(plan):
-        assert announced() is plan
-        assert announced() is None
-    assert announced() is None
 
 
 def test_a_model_that_another_run_registered_meanwhile_is_not_trained_once_more(tmp_path, monkeypatch):

@@ -29,7 +29,6 @@ BROKEN = {  # pipelines by name: the file that is changed, what in it, and what 
     "unreadable": ("defs.yaml", "attributes:", "attributes: [", "the file is not valid YAML"),
 }
 MADE = ("features", "model", "predictions", "performance")  # it declares neither drift nor a report
-UNREADABLE = ("unknown_type", "unreadable")  # Dagster itself cannot read the file
 AS_CHECKED = ("no_module",)  # loads, since estimators are not imported then
 
 
@@ -82,16 +81,6 @@ def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_failing_a
             [definitions.resolve_assets_def(asset.key)], instance=instance, raise_on_error=False
         ).get_step_failure_events()
     assert failed[0].step_failure_data.user_failure_data.description == str(broken["misspelt"].error)
-
-
-@pytest.mark.parametrize("name", ["misspelt", "no_select"])
-@pytest.mark.full
-def test_dagsters_own_loader_serves_the_others_while_its_validation_fails(user_project, monkeypatch, name):
-    add(user_project, name)
-    assert groups(dg.load_from_defs_folder(path_within_project=user_project)) == {"small", name}
-    monkeypatch.setenv(VALIDATION_VARIABLE, "1")
-    with pytest.raises(Exception, match=name):
-        dg.load_from_defs_folder(path_within_project=user_project)
 
 
 def declare_again(project: Path) -> list[Path]:
@@ -163,45 +152,11 @@ def test_the_command_names_a_type_that_cannot_be_loaded_and_the_right_one(cli, f
     assert f" Hint: {hint}" in checked.error
 
 
-def test_a_type_may_be_written_by_its_public_name(cli, fresh):
-    file = pipeline_folder(fresh) / "defs.yaml"
-    file.write_text(
-        file.read_text().replace("batch_platform.components.BatchInference", "batch_platform.BatchInference")
-    )
-    assert cli(fresh, "check").out.startswith("small: ok\n")
-
-
 def test_dagsters_own_message_names_the_file_and_line_of_what_it_cannot_read(user_project):
     add(user_project, "unreadable")
     place = rf'in "{pipeline_folder(user_project, "unreadable")}/defs\.yaml", line \d+'
     with pytest.raises(yaml.YAMLError, match=place):
         dg.load_from_defs_folder(path_within_project=user_project)
-
-
-@pytest.mark.full
-def test_every_command_serves_pipelines_whose_name_is_their_own(cli, fresh):
-    files = declare_again(fresh)
-    other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other")) / "defs.yaml"
-    other.write_text(other.read_text().replace("name: small", "name: other"))
-    checked = cli(fresh, "check")
-    assert checked.code == 2
-    assert problems_counted(checked.out) == ["other: ok", "small: 1 problem"]
-    assert all(str(file) in checked.error for file in files)
-    assert "give each a name of its own" in checked.error
-    status = cli(fresh, "status")
-    assert status.code == 0
-    assert status.out.startswith("other: ")
-    assert status.err.count("Warning: small cannot be loaded: 4 pipelines have the name") == 1
-    assert "4 pipelines have the name" in cli(fresh, "run", "small").error
-    ran = cli(fresh, "run", "other", "--partition", "2024-01-01")
-    assert "no model serves" in ran.error
-
-
-def test_validation_of_a_file_that_cannot_be_read_fails(user_project, monkeypatch):
-    add(user_project, "unreadable")
-    monkeypatch.setenv(VALIDATION_VARIABLE, "1")
-    with pytest.raises(Exception, match="the file is not valid YAML"):
-        load_from_defs_folder(path_within_project=user_project)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +182,6 @@ def test_what_refers_to_a_broken_pipeline_loads_and_the_error_of_the_pipeline_is
         assert answer.error.startswith(f"{file}:")
     schedule = definitions.resolve_schedule_def("small_score_when_due")
     assert schedule.evaluate_tick(dg.build_schedule_context()).skip_message.startswith(f"{file}:")
-
-
-def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():
-    assert f'os.environ["{VALIDATION_VARIABLE}"] = "1"' in inspect.getsource(validation)
 
 
 @pytest.mark.full
@@ -261,3 +212,15 @@ def test_every_command_serves_the_others(cli, fresh):
         assert BROKEN[name][-1] in refused.error
     assert "cannot be loaded" not in cli(fresh, "status", "small").err
     assert "own loader" not in checked.error
+
+
+def test_a_type_may_be_written_by_its_public_name(cli, fresh):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    file.write_text(
+        file.read_text().replace("batch_platform.components.BatchInference", "batch_platform.BatchInference")
+    )
+    assert cli(fresh, "check").out.startswith("small: ok\n")
+
+
+def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():
+    assert f'os.environ["{VALIDATION_VARIABLE}"] = "1"' in inspect.getsource(validation)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batch_platform_tests.harness.command_line import InProcess, copy_of, published, run_command, write_project
-from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.harness.deployment import Deployment, deploy
 from batch_platform_tests.harness.events import evaluations, value
 from batch_platform_tests.harness.small_pipeline import LINEAR
 from batch_platform_tests.harness.ticks import at, look, shown, tick
@@ -56,13 +56,6 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
         assert "Challengers (`linear`, `broken`) score the same rows" in shown_of[asset].description
     assert "`small.challenger_scores`" in shown_of["predictions"].metadata["where_columns_come_from"].value
     assert "null for the model that serves" in shown_of["performance"].description
-
-
-def test_without_declared_challengers_the_ui_shows_none(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
-    checks = trained.definitions.resolve_asset_graph().asset_check_keys
-    assert "challengers" not in {check.name for check in checks}
-    assert not any("hallenge" in (spec.description or "") for spec in trained.definitions.resolve_all_asset_specs())
 
 
 @pytest.mark.parametrize("every", ["month", None])
@@ -141,19 +134,6 @@ def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, pro
     assert status["counts"]["stale"] == len(promoted["partitions"]) == 6
     scored = "SELECT count(*) FROM small.challenger_scores WHERE challenger = 'linear'"
     assert published(project, scored) == published(project, "SELECT count(*) FROM small.predictions")
-
-
-def test_a_rollback_that_scores_again_scores_the_challengers_too(cli, project):
-    linear = by_challenger(cli, project)["linear"]["version"]
-    model = by_challenger(cli, project)[None]["version"]
-    cli(project, "models", "small", "promote", linear, "--json")
-    assert cli(project, "run", "small", "--json").code == 0
-    assert published(project, "SELECT DISTINCT model_version FROM small.predictions") == [(linear,)]
-    answer = cli(project, "models", "small", "rollback", "--rescore", "--json")
-    assert answer.code == 0, answer.err
-    assert published(project, "SELECT DISTINCT model_version FROM small.predictions") == [(model,)]
-    query = "SELECT DISTINCT champion_version, model_version FROM small.challengers WHERE challenger = 'linear'"
-    assert published(project, query) == [(model, linear)]
 
 
 def test_check_names_the_challenger_and_the_key(cli, project):

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -18,8 +17,6 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run
 from dagster._core.execution.retries import RetryMode
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
@@ -33,7 +30,6 @@ from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
-from batch_platform_tests.harness.deployment import deploy_trained
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
 RANGE = {
@@ -143,49 +139,6 @@ def test_a_partition_names_the_versions_of_those_partitions_that_it_read_as_dags
     assert versions[0] != versions[1]
 
 
-@pytest.mark.parametrize(
-    ("written", "taken"),
-    [
-        *((cron, True) for cron in ("0 5 * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *")),
-        *((cron, False) for cron in ("60 * * * *", "* * * * 8", "*/0 * * * *", "a * * * *", "0 0 30 2 *")),
-    ],
-)
-def test_dagster_tells_cron_expressions_from_others(written, taken):
-    assert internals.is_valid_cron_string(written) is taken, CHANGED.format("is_valid_cron_string")
-
-
-def test_statuses_are_finished_or_not_as_each_run_says():
-    finished = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
-    assert {*internals.FINISHED_STATUSES} == finished, CHANGED.format("FINISHED_STATUSES")
-    unfinished = {*dg.DagsterRunStatus} - finished - {dg.DagsterRunStatus.MANAGED}
-    assert unfinished <= {*internals.NOT_FINISHED_STATUSES}, CHANGED.format("NOT_FINISHED_STATUSES")
-
-
-def test_tags_have_the_text_that_the_documentation_gives():
-    tags = (
-        internals.PARTITION_NAME_TAG,
-        internals.ASSET_PARTITION_RANGE_START_TAG,
-        internals.ASSET_PARTITION_RANGE_END_TAG,
-    )
-    assert tags == (
-        "dagster/partition",
-        "dagster/asset_partition_range_start",
-        "dagster/asset_partition_range_end",
-    ), CHANGED.format("the tags of a run's partitions")
-
-
-def test_the_exported_functions_return_the_types_that_are_not_exported():
-    job = dg.define_asset_job("all_assets")
-    assert isinstance(job, internals.UnresolvedAssetJobDefinition), CHANGED.format("what define_asset_job returns")
-
-    @dg.definitions
-    def lazy() -> dg.Definitions:
-        return dg.Definitions()
-
-    assert isinstance(lazy, internals.LazyDefinitions), CHANGED.format("what dg.definitions returns")
-    assert isinstance(lazy(), dg.Definitions)
-
-
 def test_beta_warnings_are_silenced_and_others_are_not():
     with warnings.catch_warnings(record=True) as seen, internals.without_beta_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -229,19 +182,6 @@ def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, 
     job = definitions.resolve_implicit_global_asset_job_def()
     job.execute_in_process(instance=instance, tags=tags, asset_selection=[reader.key])
     assert asked == [expected], CHANGED.format("step_context of an input")
-
-
-def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(tmp_path, monkeypatch):
-    project = write_dagster_project(tmp_path)
-    monkeypatch.syspath_prepend(str(project))
-    pages, loaded = [], []
-    for how in (internals.without_component_pages, nullcontext):
-        with how():
-            definitions = dg.load_from_defs_folder(path_within_project=project)
-        pages.append(bool(definitions.metadata))
-        loaded.append({spec.key for spec in definitions.resolve_all_asset_specs()})
-    assert pages == [False, True], CHANGED.format("how it describes installed components")
-    assert loaded[0] == loaded[1] != set()
 
 
 AS_A_RUN = """\
@@ -313,14 +253,6 @@ def test_the_instance_of_the_command_line_captures_no_output_and_keeps_the_rest(
         assert instance.run_monitoring_enabled == plain.run_monitoring_enabled
 
 
-@pytest.mark.full
-def test_the_daemon_is_started_by_a_module_that_has_the_command():
-    command = [*internals.DAEMON_COMMAND, "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, CHANGED.format("the module of the daemon") + f": {answer.stderr}"
-    assert "--workspace" in answer.stdout
-
-
 KEY = dg.AssetKey("orders")
 
 
@@ -334,16 +266,6 @@ def instance(tmp_path, monkeypatch):
 def report(instance, *partitions: str) -> None:
     for partition in partitions:
         instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition, metadata={"rows": 1}))
-
-
-@pytest.mark.full
-def test_an_event_is_read_by_another_process_as_soon_as_it_is_logged(instance, tmp_path):
-    read = "import dagster as dg; print(sorted(dg.DagsterInstance.get().get_materialized_partitions(dg.AssetKey('orders'))))"
-    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path / "dagster")}
-    with quick_event_log(instance):
-        report(instance, "a", "b")
-        seen = subprocess.check_output([sys.executable, "-c", read], env=environment, text=True)
-    assert seen == "['a', 'b']\n"
 
 
 def test_wiped_partitions_are_no_longer_materialized_and_the_others_are(instance):
@@ -367,45 +289,6 @@ def test_an_error_inside_keeps_the_logged_events_and_restores_the_storage(instan
     report(instance, "b")
     assert instance.get_materialized_partitions(KEY) == {"a", "b"}
     assert "_connect" not in vars(instance.event_log_storage)
-
-
-def test_the_event_log_stays_open_until_the_outer_use_ends(instance):
-    with quick_event_log(instance):
-        with quick_event_log(instance):
-            report(instance, "a")
-        report(instance, "b")
-    assert instance.get_materialized_partitions(KEY) == {"a", "b"}
-
-
-def test_dagster_looks_for_the_columns_of_its_tables_once_and_not_for_every_event(instance, monkeypatch):
-    asked, look = [], SqlEventLogStorage._has_asset_key_col_on_connection
-    monkeypatch.setattr(
-        SqlEventLogStorage, "_has_asset_key_col_on_connection", lambda *args: asked.append(args) or look(*args)
-    )
-    with quick_event_log(instance):
-        report(instance, "a", "b", "c")
-    assert len(asked) == 1, CHANGED.format("how its event log asks for columns")
-    (record,) = instance.get_asset_records([KEY])
-    assert record.asset_entry.last_materialization.asset_materialization.partition == "c"
-
-
-@pytest.mark.full
-def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_every_event(tmp_path, monkeypatch):
-    """Dagster's storage opens its databases in one place, `_connect`; without it, every event would open one."""
-    deployed = deploy_trained(tmp_path, monkeypatch)
-    opened = 0
-    create_engine = sqlite_event_log.create_engine
-
-    def counted(*args, **options):
-        nonlocal opened
-        opened += 1
-        return create_engine(*args, **options)
-
-    monkeypatch.setattr(sqlite_event_log, "create_engine", counted)
-    with quick_event_log(deployed.instance):
-        assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-29").success
-    assert len(deployed.materializations("predictions")) == 29
-    assert 0 < opened < 20, CHANGED.format("how SQLite's event log opens its databases")
 
 
 def test_the_webserver_puts_a_middleware_around_all_that_it_serves(instance, monkeypatch):

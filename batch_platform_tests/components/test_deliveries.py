@@ -7,11 +7,9 @@ import duckdb
 import polars as pl
 
 from batch_platform.components.jobs import MAKES, job_name
-from batch_platform.warehouse.failures import DeliveredAsset
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.components.bringing import bring, keys
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy_trained, range_tags
-from batch_platform_tests.harness.small_pipeline import small_events
 from batch_platform_tests.harness.ticks import at, look, requested, tick
 
 DAYS = ["2024-02-01", "2024-02-02", "2024-02-03"]
@@ -77,39 +75,6 @@ def test_a_partition_that_is_scored_again_is_delivered_again_and_one_copy_is_the
     assert changed == {DAYS[1]}
     assert after["late", DAYS[1]].rows_hash != before["late", DAYS[1]].rows_hash, "the run is another one"
     assert at_receiver(deployment) == published(deployment)
-
-
-def test_a_receiver_that_refuses_fails_its_asset_only_and_the_next_run_delivers(tmp_path, monkeypatch):
-    refused, fine = {"parquet": "out/late/file", "name": "late"}, {"parquet": "out/other"}
-    deployment = deploy_trained(tmp_path, monkeypatch, **delivering(refused, fine))
-    in_the_way = deployment.pipeline.folder / "out/late"
-    in_the_way.parent.mkdir()
-    in_the_way.touch()
-    for run in (score(deployment, DAYS[0], DAYS[-1]), bring(deployment, DAYS[0], DAYS[-1])):
-        assert not run.success
-        assert {event.step_key for event in run.get_step_failure_events()} == {"small__delivered_late"}
-        assert keys(deployment, "predictions", run.run_id) == DAYS
-    assert keys(deployment, "performance", run.run_id) == DAYS
-    assert at_receiver(deployment, "out/other") == published(deployment)
-    failures = deployment.pipeline.state().failures
-    assert [*failures] == [("delivered_late", day) for day in DAYS]
-    assert "it is not delivered to 'late'" in failures[DeliveredAsset("delivered_late"), DAYS[0]].reason
-    in_the_way.unlink()
-    alone = deployment.run("delivered_late", first=DAYS[0], last=DAYS[-1])
-    assert alone.success
-    assert at_receiver(deployment, "out/late/file") == published(deployment)
-    assert not deployment.pipeline.state().failures
-    assert not keys(deployment, "predictions", alone.run_id)
-
-
-def test_what_cannot_be_scored_fails_the_run_once_the_rest_is_delivered(tmp_path, monkeypatch):
-    deployment = deploy_trained(tmp_path, monkeypatch, **delivering({"parquet": "out/late", "name": "late"}))
-    events = small_events()
-    second = pl.col("ts").is_between(at("2024-02-02T00:00"), at("2024-02-03T00:00"))
-    pl.concat([events, events.filter(second)]).write_parquet(deployment.pipeline.folder / "events.parquet")
-    run = score(deployment, DAYS[0], DAYS[-1])
-    assert not run.success
-    assert keys(deployment, "delivered_late", run.run_id) == [DAYS[0], DAYS[2]]
 
 
 def test_columns_are_chosen_and_renamed_and_other_rows_can_be_delivered(tmp_path, monkeypatch):

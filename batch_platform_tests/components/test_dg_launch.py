@@ -1,6 +1,5 @@
 """`dg launch` on somebody else's project, as processes: partitions, ranges and jobs, from an empty home on."""
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -48,14 +47,3 @@ def test_a_partition_a_range_and_the_job_that_brings_them_up_to_date_are_launche
     for asset in ("features", "predictions"):  # which have other partitions, so that dg takes one after the other
         launch("--assets", f"key:small/{asset}", "--partition-range", "2024-02-03...2024-02-05")
     assert scored(tmp_path / "home") == [(f"2024-02-0{day}", 40) for day in range(1, 6)]
-
-
-def test_the_commands_of_dagster_itself_execute_a_job_and_materialize_assets(entered, folder, tmp_path):
-    (folder / PACKAGE / "defs" / "own.py").write_text(IN_ONE_PROCESS)
-    module, day = ("-m", f"{PACKAGE}.definitions"), json.dumps({"dagster/partition": "2024-02-01"})
-    entered("dagster", "job", "execute", *module, "-j", "small_bring_up_to_date", "--tags", day)
-    for asset in ("features", "predictions"):
-        entered(
-            "dagster", "asset", "materialize", *module, "--select", f"key:small/{asset}", "--partition", "2024-02-02"
-        )
-    assert scored(tmp_path / "home") == [("2024-02-01", 40), ("2024-02-02", 40)]

@@ -99,14 +99,6 @@ def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
     assert declared.description == "No score of small is above 0.1."
 
 
-def test_a_second_evaluation_replaces_the_rows_of_an_added_measure(evaluated):
-    before = published(evaluated, "SELECT * EXCLUDE (evaluated_at, run_id) FROM small.score_range ORDER BY ALL")
-    assert evaluated.run("performance", first="2024-02-01").success
-    assert published(evaluated, "SELECT * EXCLUDE (evaluated_at, run_id) FROM small.score_range ORDER BY ALL").equals(
-        before
-    )
-
-
 def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
     deployment = deploy_trained(tmp_path, monkeypatch, challengers=[CHALLENGER])

@@ -116,14 +116,6 @@ def test_a_plain_definitions_composes_a_pipeline_with_resources_and_an_executor_
     ]
 
 
-def test_an_error_in_the_users_own_resources_is_not_taken_for_one_of_a_pipeline(project, monkeypatch):
-    monkeypatch.syspath_prepend(str(project))
-    file = project / PACKAGE / "defs" / "resources.py"
-    file.write_text(file.read_text().replace("return dg.Definitions", "raise RuntimeError('no such secret')  #"))
-    with pytest.raises(Exception, match=r"resources\.py \(error\)"):
-        dg.load_from_defs_folder(path_within_project=project)
-
-
 def test_a_tick_requests_no_more_partitions_for_a_run_than_is_declared(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch, dagster={"max_partitions_per_run": 2})
     asked = requested(deployment, "predictions", at("2024-02-06T05:00"))

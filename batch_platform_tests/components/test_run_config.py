@@ -1,13 +1,11 @@
 """What a launch can be told, and what the list of runs shows of it."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.runs import PARTITIONS_TAG
 from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_trained
 from batch_platform_tests.harness.small_pipeline import DECLARATION
@@ -25,19 +23,6 @@ def test_the_launchpad_fills_in_the_declared_parameters_and_only_the_options_tha
     assert offered(deploy(tmp_path, monkeypatch)) == {"params": DECLARED}
     challenged = deploy(tmp_path, monkeypatch, challengers=[{"name": "linear", "estimator": "sklearn.svm.LinearSVC"}])
     assert offered(challenged) == {"params": DECLARED, "challengers_only": False}
-
-
-def test_a_parameter_may_be_none(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch)
-    unbounded = trained.pipeline.spec.model_copy(deep=True)
-    unbounded.model.params["max_depth"] = None
-    trained = replace(trained, definitions=build_definitions(unbounded, trained.pipeline.folder))
-    assert offered(trained) == {"params": {**DECLARED, "max_depth": None}}
-    result = trained.run("model", first="2024-02-01", config={"model": {"params": {"max_leaf_nodes": None}}})
-    assert result.success
-    (logged,) = trained.materializations("model", result.run_id)
-    shown = logged.asset_materialization.metadata["params"].value
-    assert {"| max_depth | null |", "| max_leaf_nodes | null |", "| max_iter | 5 |"} <= set(shown.splitlines())
 
 
 def test_parameters_left_as_filled_in_count_as_declared(tmp_path, monkeypatch):

@@ -53,13 +53,3 @@ def test_a_run_belongs_to_its_location_and_job_is_executed_again_and_heard_of_by
         location.evaluate_sensors()
     alerts = (project / PACKAGE / "defs" / "alerts.txt").read_text().splitlines()
     assert alerts == [f"small_bring_up_to_date {failed}"]
-
-
-def test_runs_are_recorded_in_the_instance_that_the_user_names(project, cli, tmp_path):
-    own = tmp_path / "own"
-    own.mkdir()
-    answer = cli(project, "run", "small", "--partition", "2024-02-02", "--force", DAGSTER_HOME=str(own))
-    assert answer.code == 0
-    assert answer.out.startswith(f"Runs are recorded in {own}, which DAGSTER_HOME names.")
-    with dg.DagsterInstance.from_config(str(own)) as instance:
-        assert {run.job_name for run in instance.get_runs()} == {"small_bring_up_to_date"}

@@ -1,10 +1,7 @@
 import os
 import subprocess
 from dataclasses import replace
-from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 import polars as pl
@@ -115,14 +112,6 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
         assert reason == "Nothing is due; 15 partitions are warm-up: the first model serves from 2024-02-01."
 
 
-def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, known=True, partitions={"start": "2024-02-01"})
-    trained.score("2024-02-01", "2024-02-03")
-    requests, reason = look(trained, "predictions", at("2024-02-04T05:00"))
-    assert requests == []
-    assert reason == "Nothing is due: every partition is up to date."
-
-
 def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, partitions=FEW_DAYS)
     reasons = {schedule: look(deployment, schedule, AFTER_ALL)[1] for schedule in ("predictions", "performance")}
@@ -160,47 +149,10 @@ def test_a_tick_in_an_empty_home_makes_no_warehouse(tmp_path, monkeypatch):
     assert not deployment.pipeline.home.published.exists()
 
 
-def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, partitions=FEW_DAYS)
-    assert deployment.run("features", first="2024-01-17", last="2024-01-30").success
-    before = deployment.pipeline.state().features
-    assert tick(deployment, "training", at("2024-02-01T05:00")) == [True]
-    assert deployment.pipeline.state().features == before
-
-
 def test_a_tick_logs_commits_that_dagster_does_not_know(trained):
     trained.score("2024-02-01", "2024-02-02")
     look(trained, "predictions", at("2024-02-03T05:00"))
     assert len(trained.materializations("predictions")) == 2
-
-
-@pytest.mark.full
-def test_three_days_of_down_time_are_one_range(trained):
-    trained.score("2024-02-01", "2024-02-04")
-    assert requested(trained, "predictions", at("2024-02-06T05:00")) == [(("predictions",), "2024-02-05", "2024-02-05")]
-    assert requested(trained, "predictions", at("2024-02-08T05:00")) == [(("predictions",), "2024-02-05", "2024-02-07")]
-    assert tick(trained, "predictions", at("2024-02-08T05:00")) == [True]
-    assert look(trained, "predictions", at("2024-02-08T05:00"))[0] == []
-    assert len(trained.pipeline.state().scores) == 7
-
-
-def test_a_gap_splits_the_range(trained):
-    trained.score("2024-02-02", "2024-02-02")
-    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [
-        (("predictions",), "2024-02-01", "2024-02-01"),
-        (("predictions",), "2024-02-03", "2024-02-04"),
-    ]
-
-
-@pytest.mark.full
-def test_features_that_are_built_are_not_asked_for_again(trained):
-    assert trained.run("features", first="2024-02-02", last="2024-02-03").success
-    before = trained.pipeline.state().features
-    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [(("predictions",), "2024-02-01", "2024-02-04")]
-    assert tick(trained, "predictions", at("2024-02-05T05:00")) == [True]
-    state = trained.pipeline.state()
-    assert {key: state.features[key] for key in before} == before
-    assert sorted(state.scores) == [f"2024-02-0{day}" for day in (1, 2, 3, 4)]
 
 
 def with_one_key_between(first: str, last: str) -> pl.DataFrame:
@@ -239,25 +191,6 @@ def test_a_range_under_way_is_not_requested_twice(trained, status, of_a_schedule
     ]
 
 
-def test_a_partition_that_somebody_runs_in_the_ui_is_not_requested(trained):
-    under_way(trained, "features", tags={PARTITION_NAME_TAG: "2024-02-01"})
-    requests, reason = look(trained, "predictions", at("2024-02-02T05:00"))
-    assert requests == []
-    assert reason == "Under way: 2024-02-01; nothing else can be done here yet."
-
-
-def test_a_run_that_ended_holds_nothing(trained):
-    under_way(
-        trained,
-        "features",
-        "predictions",
-        status=dg.DagsterRunStatus.SUCCESS,
-        tags=range_tags("2024-02-01", "2024-02-01"),
-    )
-    assert held(trained.wiring, trained.instance) == frozenset()
-    assert len(requested(trained, "predictions", at("2024-02-02T05:00"))) == 1
-
-
 def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
     under_way(trained, "features", tags=range_tags("1999-01-01", "1999-01-03"))
     under_way(trained, "features", tags=range_tags("2024-02-01-00:00", "2024-02-01-05:00"))
@@ -274,105 +207,14 @@ def test_a_tick_requests_no_more_than_its_limit_oldest_first(tmp_path, monkeypat
     assert requested(trained, "predictions", when) == [(("predictions",), "2024-02-05", "2024-02-08")]
 
 
-def test_run_keys_differ_from_tick_to_tick_and_within_one(trained):
-    trained.score("2024-02-02", "2024-02-02")
-    keys = [
-        request.run_key
-        for when in (at("2024-02-05T05:00"), at("2024-02-06T05:00"))
-        for request in look(trained, "predictions", when)[0]
-    ]
-    assert len(keys) == len(set(keys)) == 4
-    again = [request.run_key for request in look(trained, "predictions", at("2024-02-05T05:00"))[0]]
-    assert again == keys[:2]
-
-
-@pytest.mark.parametrize(
-    ("day", "every", "count"),
-    [
-        (date(2024, 3, 10), "day", 1),
-        (date(2024, 11, 3), "day", 1),
-        (date(2024, 3, 10), "hour", 23),
-        (date(2024, 11, 3), "hour", 25),
-    ],
-)
-@pytest.mark.full
-def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, monkeypatch, day, every, count):
-    zone = ZoneInfo("America/New_York")
-    deployment = deploy(
-        tmp_path,
-        monkeypatch,
-        events=small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100),
-        partitions={
-            "every": every,
-            "start": day.isoformat(),
-            "end": date(day.year, day.month + 1, 1).isoformat(),
-            "timezone": "America/New_York",
-        },
-        model={"train": {"every": None}},
-        predictions={"rescore": "when_stale"},
-    )
-    start, end = (datetime(day.year, day.month, day.day + n, tzinfo=zone).astimezone(UTC) for n in (0, 1))
-    partitions = deployment.pipeline.spec.partitions.calendar.due(end)
-    assert len(partitions) == count
-    assert (partitions[0].start, partitions[-1].end) == (start, end)
-    result = deployment.run("features", first=partitions[0].key, last=partitions[-1].key)
-    assert result.success
-    assert sorted(deployment.pipeline.state().features) == sorted(partition.key for partition in partitions)
-    logged = [entry.asset_materialization.partition for entry in deployment.materializations("features")]
-    assert logged == [partition.key for partition in partitions]
-    rows = sum(build.rows for build in deployment.pipeline.state().features.values())
-    inside = small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100)
-    assert rows == inside.filter((pl.col("ts") >= start) & (pl.col("ts") < end)).height > 0
-
-
-@pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
-@pytest.mark.full
-def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
-    start, evaluate = {"day": ("2024-02-29", "1 day"), "hour": ("2024-03-01", "12 hours")}[every]
-    partitions = {"every": every, "start": start, "end": None, "timezone": "America/New_York"}
-    events = small_events(date(2024, 2, 29), date(2024, 3, 3), rows_per_day=100)
-    train = {"every": None, "evaluate": evaluate}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train}, events=events)
-    deployment.train({"day": "2024-03-04", "hour": "2024-03-04-00:00"}[every])
-    before, after = (datetime(2024, 3, day, 5, tzinfo=ZoneInfo("America/New_York")) for day in (9, 12))
-    ranges = [requested(deployment, "predictions", when) for when in (before, after)]
-    firsts = [requests[0][1] for requests in ranges]
-    assert firsts[0] == firsts[1]
-    spans = [sum(len(deployment.days(first, last)) for _, first, last in requests) for requests in ranges]
-    assert spans[1] - spans[0] == count
-
-
-def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Deployment:
-    """A model for each week from 21 January on, and the features of January, as far as they can be built."""
+def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """A model for each week from 21 January on, and the features of January."""
     train = {"every": "week", "start": "2024-01-21", "window": "all", "evaluate": "7 days"}
-    if not overrides:
-        return deploy_after(january, tmp_path, monkeypatch, name="january", model={"train": train})
-    deployment = deploy(tmp_path, monkeypatch, model={"train": train}, **overrides)
-    assert not deployment.run("features", first="2024-01-01", last="2024-01-31").success
-    return deployment
+    return deploy_after(january, tmp_path, monkeypatch, name="january", model={"train": train})
 
 
 def january(deployment: Deployment) -> None:
     assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
-
-
-@pytest.mark.full
-def test_models_are_trained_oldest_first_with_the_features_that_they_lack(tmp_path, monkeypatch):
-    deployment = weekly(tmp_path, monkeypatch)
-    assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-02-04")]
-    assert requested(deployment, "predictions", at("2024-02-05T05:00")) == []
-    assert tick(deployment, "training", at("2024-02-05T00:30")) == [True]
-    assert len(deployment.materializations("model")) == 3
-    assert max(deployment.pipeline.state().features) == "2024-02-02", "the last day whose labels the models know"
-    assert tick(deployment, "predictions", at("2024-02-05T05:00")) == [True]
-
-
-def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
-    deployment = weekly(tmp_path, monkeypatch)
-    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
-    assert requested(deployment, "predictions", at("2024-01-31T05:00")) == [
-        (("predictions",), "2024-01-21", "2024-01-27"),
-    ]
 
 
 @pytest.mark.full
@@ -387,24 +229,6 @@ def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
     assert versions == {"2024-01-21"}
     assert tick(deployment, "training", when) == [True]
     assert requested(deployment, "predictions", when) == [(("predictions",), "2024-01-28", "2024-01-30")]
-
-
-@pytest.mark.full
-def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path, monkeypatch):
-    twice = with_one_key_between("2024-01-23", "2024-01-24")
-    deployment = weekly(tmp_path, monkeypatch, events=twice)
-    when = at("2024-01-31T05:00")
-    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
-    assert requested(deployment, "training", when) == [(("model",), "2024-01-28", "2024-01-28")]
-    (request,), _ = look(deployment, "training", when)
-    (failure,) = [it for it in execute(deployment, "training", request).all_events if it.is_step_failure]
-    message = failure.step_failure_data.user_failure_data.description
-    assert "2024-01-23: " in message, message
-    assert "model 2024-01-28: " in message, message
-    assert tick(deployment, "predictions", when) == [False]
-    scores = deployment.pipeline.state().scores
-    assert sorted(scores) == [f"2024-01-{day}" for day in range(21, 31) if day != 23]
-    assert {scores[f"2024-01-{day}"].model_version[:10] for day in (28, 29, 30)} == {"2024-01-21"}
 
 
 @pytest.mark.full
@@ -440,57 +264,6 @@ def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
     assert requested(deployment, "training", at("2024-02-03T00:30")) == [(("model",), "2024-01-28", "2024-01-28")]
 
 
-@pytest.mark.full
-def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
-    deployment = weekly(tmp_path, monkeypatch)
-    assert not deployment.run(
-        "model", first="2024-01-21", last="2024-01-28", config={"model": {"params": {"max_iter": -1}}}
-    ).success
-    assert requested(deployment, "training", at("2024-02-03T00:30")) == [
-        (("model",), "2024-01-21", "2024-01-21"),
-        (("model",), "2024-01-28", "2024-01-28"),
-    ]
-
-
-@pytest.mark.full
-def test_performance_follows_once_labels_are_known(trained):
-    trained.score("2024-02-01", "2024-02-05")
-    assert look(trained, "performance", at("2024-02-02T05:00"))[0] == []
-    assert requested(trained, "performance", at("2024-02-06T05:00")) == [(("performance",), "2024-02-01", "2024-02-04")]
-    assert tick(trained, "performance", at("2024-02-06T05:00")) == [True]
-    assert look(trained, "performance", at("2024-02-06T05:00"))[0] == []
-    under_way(trained, "performance", tags={PARTITION_NAME_TAG: "2024-02-05"})
-    assert look(trained, "performance", at("2024-02-07T05:00"))[0] == []
-
-
-@pytest.mark.full
-def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
-    assert look(deployment, "predictions", AFTER_ALL)[0] == []
-    (request,), _ = look(deployment, "training", AFTER_ALL)
-    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-06"}}}}
-    run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
-    assert look(deployment, "training", AFTER_ALL)[0] == []
-    deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
-    assert tick(deployment, "training", AFTER_ALL) == [True]
-    while tick(deployment, "predictions", AFTER_ALL):
-        pass
-    assert recorded(deployment)["models"] == 1
-    assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"
-
-
-@pytest.mark.full
-def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
-    monkeypatch.setattr(runs, "RECENT", 3)
-    failure = dg.DagsterRunStatus.FAILURE
-    tags = {PIPELINE_TAG: "small", **range_tags("2024-02-01", "2024-02-02")}
-    run_id = under_way(trained, "features", "predictions", status=failure, tags=tags)
-    for _ in range(4):
-        under_way(trained, job="other_score", status=failure, tags={PIPELINE_TAG: "other", **range_tags("a", "b")})
-    assert failures(trained.wiring, trained.instance)["predictions", "2024-02-01"] == run_id
-    assert requested(trained, "predictions", at("2024-02-03T05:00"))[0][1:] == ("2024-02-01", "2024-02-01")
-
-
 def test_a_run_that_somebody_starts_in_the_ui_bears_the_tag_of_the_pipeline(trained):
     broken = {"model": {"params": {"max_iter": -1}}}
     result = trained.run("model", first="2024-02-01", config=broken)
@@ -509,19 +282,14 @@ def test_a_run_left_behind_by_a_dead_process_is_closed_and_its_partitions_reques
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_run_of_a_process_that_lives_is_left_alone(trained):
-    tags = {**range_tags("2024-02-01", "2024-02-03"), PROCESS_TAG: this_process()}
-    alive = under_way(trained, "features", "predictions", tags=tags)
-    assert look(trained, "predictions", at("2024-02-04T05:00"))[0] == []
-    assert trained.instance.get_run_by_id(alive).status == dg.DagsterRunStatus.STARTED
-
-
-def test_a_reused_process_id_is_another_process(trained):
-    number, started, place = this_process().split()
-    reused = f"{number} {int(started) - 1} {place}"
-    dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: reused})
-    look(trained, "predictions", at("2024-02-02T05:00"))
-    assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
+def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
+    monkeypatch.setattr(runs, "RECENT", 3)
+    failure, other = dg.DagsterRunStatus.FAILURE, {PIPELINE_TAG: "other", **range_tags("a", "b")}
+    tags = {PIPELINE_TAG: "small", **range_tags("2024-02-01", "2024-02-02")}
+    run_id = under_way(trained, "features", "predictions", status=failure, tags=tags)
+    for _ in range(4):
+        under_way(trained, job="other_score", status=failure, tags=other)
+    assert failures(trained.wiring, trained.instance)["predictions", "2024-02-01"] == run_id
 
 
 def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(trained):
@@ -534,48 +302,42 @@ def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_stale_partition_is_scored_again(tmp_path, monkeypatch):
-    trained = deploy_trained(tmp_path, monkeypatch, known=True)
-    trained.score("2024-02-01", "2024-02-02")
-    other = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"]})
-    assert requested(other, "predictions", at("2024-02-03T05:00")) == [(("predictions",), "2024-02-01", "2024-02-02")]
-    never = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"], "rescore": "never"})
-    assert look(never, "predictions", at("2024-02-03T05:00"))[0] == []
-
-
 @pytest.mark.parametrize(
-    ("place", "status"),
+    ("process", "status"),
     [
-        ("elsewhere/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
-        ("{host}/{boot}/1", dg.DagsterRunStatus.STARTED),
-        ("{host}/an-earlier-start-of-the-machine/{namespace}", dg.DagsterRunStatus.FAILURE),
+        ("{pid} {started} {host}/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
+        ("{pid} 1 {host}/{boot}/{namespace}", dg.DagsterRunStatus.FAILURE),  # its id is another process's now
+        ("4194305 1 elsewhere/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
+        ("4194305 1 {host}/{boot}/1", dg.DagsterRunStatus.STARTED),
+        ("4194305 1 {host}/an-earlier-start-of-the-machine/{namespace}", dg.DagsterRunStatus.FAILURE),
     ],
 )
-def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, place, status):
-    host, boot, namespace = this_process().split()[2].split("/")
-    tag = f"4194305 1 {place.format(host=host, boot=boot, namespace=namespace)}"
+def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, process, status):
+    pid, started, place = this_process().split()
+    host, boot, namespace = place.split("/")
+    tag = process.format(pid=pid, started=started, host=host, boot=boot, namespace=namespace)
     run = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})
     look(trained, "predictions", at("2024-02-02T05:00"))
     assert trained.instance.get_run_by_id(run).status == status
-
-
-@pytest.mark.full
-def test_a_changed_declaration_is_trained_by_a_tick_and_the_predictions_wait_for_it(tmp_path, monkeypatch):
-    when = at("2024-02-04T05:30")
-    deploy_trained(tmp_path, monkeypatch, known=True).score("2024-02-01", "2024-02-03")
-    deployment = deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 6}})
-    requests, reason = look(deployment, "predictions", when)
-    assert requests == []
-    assert reason == "Nothing can be done here yet: 3 of predictions, waiting for 1 of model (small_train_when_due)."
-    assert requested(deployment, "training", when) == [(("model",), "2024-02-01", "2024-02-01")]
-    assert all(tick(deployment, "training", when))
-    assert requested(deployment, "training", when) == []
-    assert requested(deployment, "predictions", when) == [(("predictions",), "2024-02-01", "2024-02-03")]
-    never = deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 7}, "train": {"retrain": "never"}})
-    assert requested(never, "training", when) == []
 
 
 def test_parameters_of_one_training_in_the_launchpad_are_not_undone_by_a_tick(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch, known=True)
     assert deployment.run("model", first="2024-02-01", config={"model": {"params": {"max_iter": 9}}}).success
     assert requested(deployment, "training", at("2024-02-04T05:30")) == []
+
+
+@pytest.mark.full
+def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}}, partitions=FEW_DAYS)
+    assert look(deployment, "predictions", AFTER_ALL)[0] == []
+    (request,), _ = look(deployment, "training", AFTER_ALL)
+    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-06"}}}}
+    run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
+    assert look(deployment, "training", AFTER_ALL)[0] == []
+    deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
+    assert tick(deployment, "training", AFTER_ALL) == [True]
+    while tick(deployment, "predictions", AFTER_ALL):
+        pass
+    assert recorded(deployment)["models"] == 1
+    assert list(deployment.pipeline.state().scores) == ["2024-02-06"], "the rest is what the model learned from"

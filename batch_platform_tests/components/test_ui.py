@@ -216,28 +216,6 @@ def test_a_hostile_page_in_the_same_browser_changes_nothing(ui, session):
     assert ui.ask("{instance {concurrencyLimits {concurrencyKey}}}") == {"concurrencyLimits": []}
 
 
-def test_no_dialog_covers_the_first_page(ui):
-    assert ui.ask("{shouldShowNux}") is False
-
-
-def test_the_code_location_loads(ui):
-    def loaded() -> list[dict[str, Any]] | None:
-        entries = ui.ask(LOCATIONS)["locationEntries"]
-        return entries if entries and all(entry["loadStatus"] == "LOADED" for entry in entries) else None
-
-    (entry,) = ui.wait(loaded)
-    location = entry["locationOrLoadError"]
-    assert location["__typename"] == "RepositoryLocation", location
-    (only,) = location["repositories"]
-    assert [group["groupName"] for group in only["assetGroups"]] == ["small"]
-    assert {schedule["name"] for schedule in only["schedules"]} == {
-        "small_score_when_due",
-        "small_train_when_due",
-        "small_evaluate_when_due",
-        "small_remove_old_runs_every_week",
-    }
-
-
 def test_f48_a_second_ui_is_refused_and_a_read_only_one_comes_and_goes_beside_the_first(ui):
     folder = ui.home.parent
     second = run_command(folder, "ui", "--port", "3001")
@@ -276,15 +254,6 @@ def test_a_partition_is_materialized_by_its_job(ui, dagster):
     run = finished_run(ui, tags=[{"key": "dagster/partition", "value": "2024-02-06"}])
     assert (run["status"], run["jobName"]) == ("SUCCESS", "small_score")
     assert ui.published("SELECT count(*) FROM small.predictions WHERE partition_key = '2024-02-06'") == [(40,)]
-
-
-def test_assets_that_are_chosen_freely_are_materialized(ui):
-    chosen = {"assetSelection": [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]}
-    run_id = launch(ui, "__ASSET_JOB", chosen, partition="2024-02-07")
-    assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
-    assert materialized(ui, "features", run_id) == materialized(ui, "predictions", run_id) == ["2024-02-07"]
-    query = f"SELECT count(*) FROM small.predictions WHERE partition_key = '2024-02-07' AND run_id = '{run_id}'"
-    assert ui.published(query) == [(40,)]
 
 
 def backfilled(ui, dagster, job: str, chosen: str, partitions: int):
@@ -485,52 +454,8 @@ def test_materialize_all_of_everything_ends_green(ui):
     assert scored == {"2024-02-01", "2024-03-01"}, "each month by its own model"
 
 
-def test_each_incident_was_told_once_and_is_over(ui, receiving):
-    over = STALE.replace("small:", "small: over:")
-    ui.wait(lambda: [it for it in receiving.messages if it["title"] == over] or None)
-    titles = [message["title"] for message in receiving.messages]
-    begun, ended = ([it for it in titles if it.startswith("small: over:") is is_over] for is_over in (False, True))
-    assert sorted(titles) == sorted(set(titles)), titles
-    assert {it.replace("small: over:", "small:") for it in ended} <= {*begun}, titles
-
-
 def test_no_page_complains(dagster):
     assert dagster.errors == []
-
-
-LINEAGE = """
-query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { metadataEntries {
-  label
-  ... on TableColumnLineageMetadataEntry { lineage { columnName columnDeps { assetKey { path } columnName } } }
-  ... on MarkdownMetadataEntry { mdStr }
-  ... on CodeReferencesMetadataEntry { codeReferences { ... on LocalFileCodeReference { filePath } } }
-} } } }
-"""
-CHECKS = """
-query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 500) {
-  status evaluation { success partition metadataEntries { label ... on JsonMetadataEntry { jsonString } } }
-} }
-"""
-
-
-def test_clients_read_where_columns_come_from(ui):
-    node = ui.ask(LINEAGE, key={"path": ["small", "features"]})
-    entries = {entry["label"]: entry for entry in node["metadataEntries"]}
-    read = {item["columnName"]: item["columnDeps"] for item in entries["dagster/column_lineage"]["lineage"]}
-    assert read["amount"] == [{"assetKey": {"path": ["small", "events"]}, "columnName": "amount"}]
-    assert "| `amount` | `events`: `amount` unchanged |" in entries["where_columns_come_from"]["mdStr"]
-    linked = [Path(item["filePath"]).name for item in entries["dagster/code_references"]["codeReferences"]]
-    assert linked == ["features.sql", "defs.yaml"]
-
-
-def test_clients_read_the_check_of_each_partition(ui):
-    done = ui.ask(CHECKS, key={"path": ["small", "predictions"]})
-    evaluations = [execution["evaluation"] for execution in done if execution["evaluation"]]  # a failed run has none
-    results = {(evaluation["partition"] or "").partition("...")[0]: evaluation for evaluation in evaluations}
-    assert results["2024-02-01"]["success"]
-    entries = {entry["label"]: entry.get("jsonString") for entry in results["2024-02-01"]["metadataEntries"]}
-    values = json.loads(entries["numbers"])["2024-02-01"]
-    assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
 
 
 UP_TO_DATE = """

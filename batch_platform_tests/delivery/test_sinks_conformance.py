@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import time
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.delivery.known import replace_at_receiver
 from batch_platform_tests.delivery.receivers import (
     KEY,
     RECEIVERS,
@@ -209,3 +212,21 @@ def test_files_of_others_in_the_folder_stay(tmp_path):
         foreign.write_text("theirs")
         deliver(target, OLD)
         assert foreign.read_text() == "theirs"
+
+
+def test_a_delivery_is_made_anew_where_another_one_changes_the_delta_table_meanwhile(tmp_path):
+    target, other, readings = target_of(tmp_path, "delta"), target_of(tmp_path, "delta", "2026-01-02"), list[int]()
+    deliver(target, NEW.select("x"))
+    schema = pa.schema({"x": pa.float64(), "partition_key": pa.string()})
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        readings.append(len(readings))
+        if len(readings) == 1:
+            with ThreadPoolExecutor(1) as pool:  # deltalake cannot write in the thread in which it reads
+                pool.submit(deliver, other, NEW).result()  # adds a column
+        yield pa.record_batch([pa.array([8.0]), pa.array([KEY])], schema=schema)
+
+    replace_at_receiver(replace(target, rows=1), lambda: pa.RecordBatchReader.from_batches(schema, batches()))
+    assert len(readings) == 2
+    mine = NEW.with_columns(x=pl.lit(8.0), text=pl.lit(None, dtype=pl.String))
+    assert shown(delivered(tmp_path, "delta")) == sorted([*holds(mine), *holds(NEW, "2026-01-02")], key=str)

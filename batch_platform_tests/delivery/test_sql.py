@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from traceback import format_exception
 
+import polars as pl
 import pytest
 
 from batch_platform.declaration.deliveries import Delivery
@@ -16,7 +17,7 @@ from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
 from batch_platform_tests.delivery.rows import NEW, ODD, OLD, holds, shown
 from batch_platform_tests.harness.refusal import refusal
-from batch_platform_tests.harness.small_pipeline import small_declaration
+from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
 
 
 def rows(folder: Path) -> list[tuple[object, ...]]:
@@ -174,3 +175,51 @@ def test_the_password_is_no_part_of_the_declaration_that_is_compared():
     )
     assert first.digest == second.digest
     assert "secret" not in f"{first!r} {first} {first.to} {first.model_dump_json()}"
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_a_table_of_others_may_have_more_columns_another_order_and_bounded_text(tmp_path):
+    execute("CREATE TABLE late (id serial, partition_key varchar(10), text varchar(40), x double precision)")
+    deliver(target_of(tmp_path, "PostgreSQL"), OLD)
+    assert execute("SELECT id, partition_key, x FROM late ORDER BY id").rows() == [
+        (1, KEY, 1.0),
+        (2, KEY, 2.0),
+        (3, KEY, 3.0),
+    ]
+    with pytest.raises(DeliveryError, match=r"refuses it: value too long for type character varying\(40\)\. Hint"):
+        deliver(target_of(tmp_path, "PostgreSQL"), pl.DataFrame({"x": [1.0], "text": ["x" * 50]}))
+    assert execute("SELECT count(*) FROM late").item() == 3
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_columns_of_uuid_and_json_take_text_and_refuse_another(tmp_path):
+    execute("CREATE TABLE late (u uuid, b jsonb, j json, partition_key text)")
+    target = target_of(tmp_path, "PostgreSQL")
+    sent = pl.DataFrame(
+        {"u": ["9f1b0a3c-0000-4000-8000-000000000001", None], "b": ['{"a":1}', None], "j": ["[1]", None]}
+    )
+    for _ in range(2):
+        deliver(target, sent)
+    assert execute("SELECT u::text, b ->> 'a' AS b, j ->> 0 AS j FROM late ORDER BY 1").rows() == [
+        ("9f1b0a3c-0000-4000-8000-000000000001", "1", "1"),
+        (None, None, None),
+    ]
+    with pytest.raises(DeliveryError, match='refuses it: invalid input syntax for type uuid: "x"'):
+        deliver(target, sent.with_columns(u=pl.lit("x")))
+    assert execute("SELECT count(*) FROM late").item() == 2
+
+
+def test_tables_of_one_name_in_two_databases_or_catalogs_are_two_receivers():
+    def declared(kind: str, key: str, *places: str) -> dict[str, object]:
+        deliveries = [{kind: {key: at, "table": "a.late"}, "name": f"to_{n}"} for n, at in enumerate(places)]
+        return {"deliver": deliveries}
+
+    for kind, key, first, second in (
+        ("sql", "uri", "{{ env.CRM }}", "{{ env.SHOP }}"),
+        ("sql", "uri", "postgresql://u:first-4711@h/crm", "postgresql://u:second-4711@h/shop"),
+        ("iceberg", "catalog", "lake", "sea"),
+    ):
+        small_spec(predictions=declared(kind, key, first, second))
+        assert "more than one delivery has the receiver" in refusal(
+            small_declaration(predictions=declared(kind, key, first, first))
+        )

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -33,7 +32,6 @@ from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.report import write_report
 from batch_platform.scoring.rejected_rows import rejections
-from batch_platform.warehouse import rolling_check
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
@@ -447,9 +445,6 @@ def damaged_predictions(folder: Path) -> None:
             assert f"--partition {KEY} --force" in refused.value.hint
     assert not (folder / "scores.csv").exists()
     assert export(pipeline, folder / "others.csv", partition_keys=scored.keys() - {KEY}).partitions == len(scored) - 1
-    with patch.object(rolling_check, "SHARE", 1000), told() as warnings:
-        rewrite(pipeline, SCORED[0])
-    assert any(f"small, partition {KEY}: {path} is damaged" in text for text in warnings), "by the rolling check"
     rewrite(pipeline, SCORED[0], KEY)
     assert export(pipeline, folder / "scores.csv").partitions == len(scored)
     assert contents(held(pipeline)) == contents(before)

@@ -20,3 +20,25 @@ def evaluations(deployment: Deployment, asset: str, check: str) -> dict[str | No
 
 def value(entry: dg.EventLogEntry, name: str) -> Any:
     return entry.asset_materialization.metadata[name].value
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the only failed step says."""
+    assert not result.success
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    data = failed.step_failure_data
+    return (data.user_failure_data.description if data.user_failure_data else data.error.message) or ""
+
+
+def partitions_of(entries: list[dg.EventLogEntry]) -> list[str | None]:
+    return [entry.asset_materialization.partition for entry in entries]
+
+
+def upstream(deployment: Deployment, asset: str, of: str, key: str) -> list[str]:
+    graph = deployment.definitions.resolve_asset_graph()
+    node, parent = graph.get(deployment.key(asset)), graph.get(deployment.key(of))
+    mapped = graph.get_partition_mapping(node.key, parent.key).get_upstream_mapped_partitions_result_for_partitions(
+        node.partitions_def.subset_with_partition_keys([key]), node.partitions_def, parent.partitions_def
+    )
+    assert not list(mapped.required_but_nonexistent_subset.get_partition_keys())
+    return list(mapped.partitions_subset.get_partition_keys())

@@ -16,22 +16,16 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
-from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import (
     FORMAT,
-    REFERENCE_FILE,
     WITHOUT_PRIOR,
-    Evaluation,
     Sampled,
-    compared,
     libraries,
     open_bundle,
     write_bundle,
 )
 from batch_platform.models.flavours.known import FLAVOURS
-from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
-from batch_platform.models.forest import arrays
-from batch_platform.models.forest.compiled import WORTH_COMPILING, Compilation, CompiledPredictor, prove
+from batch_platform.models.flavours.sklearn import MODEL_FILE
 from batch_platform.models.linear.arrays import LINEAR_FILE
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.models.bundles import CONTRACT, ESTIMATORS, manifest, rows, written
@@ -70,6 +64,8 @@ def test_a_loaded_estimator_predicts_exactly_what_was_trained_and_a_linear_one_w
         manifest(task), files=opened.manifest.files, libraries=INSTALLED, contract=opened.manifest.contract
     )
     assert opened.version == f"2024-02-01-{sha256[:8]}"
+    if opened.manifest.compiled.kernel is None:
+        assert opened.for_rows(10**12) is opened.predictor
 
 
 @pytest.mark.parametrize("name", ["manifest.json", MODEL_FILE])
@@ -84,14 +80,6 @@ def test_a_changed_byte_is_refused_before_anything_is_parsed(tmp_path, name):
             open_bundle(folder, sha256)
     (folder / name).write_bytes(original)
     open_bundle(folder, sha256)
-
-
-@pytest.mark.parametrize("name", ["manifest.json", MODEL_FILE])
-def test_a_missing_file_is_refused(tmp_path, name):
-    _, folder, sha256 = written(tmp_path)
-    (folder / name).unlink()
-    with pytest.raises(IntegrityError, match="2024-02-01-"):
-        open_bundle(folder, sha256)
 
 
 class Canary(BaseEstimator):
@@ -138,10 +126,6 @@ def test_an_estimator_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_p
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_the_list_of_trusted_types_holds_nothing_that_runs_commands():
-    assert all(name.startswith(("sklearn.", "numpy.", "functools.partial")) for name in TRUSTED_TYPES)
-
-
 BALANCED = {
     "max_rows": 100,
     "rows_before": 200,
@@ -152,19 +136,13 @@ BALANCED = {
 }  # a record of the former format
 
 
-@pytest.mark.parametrize("library", ["scikit-learn", "skops", "numpy"])
-def test_other_libraries_than_in_training_are_refused(tmp_path, library):
+def test_another_release_of_a_library_than_in_training_is_refused_but_for_a_patch(tmp_path):
     _, folder, _ = written(tmp_path)
+    library, (major, minor, *_) = "scikit-learn", INSTALLED["scikit-learn"].split(".")
+    open_bundle(folder, restated(folder, libraries={**INSTALLED, library: f"{major}.{minor}.99"}))
     sha256 = restated(folder, libraries={**INSTALLED, library: "0.1.2"})
     with pytest.raises(WrongUseError, match=rf"trained with {library} 0\.1\.2 \(here {INSTALLED[library]}\)"):
         open_bundle(folder, sha256)
-
-
-def test_another_patch_release_is_accepted(tmp_path):
-    major, minor, *_ = INSTALLED["scikit-learn"].split(".")
-    _, folder, _ = written(tmp_path)
-    sha256 = restated(folder, libraries={**INSTALLED, "scikit-learn": f"{major}.{minor}.99"})
-    open_bundle(folder, sha256)
 
 
 @pytest.mark.parametrize(
@@ -190,58 +168,6 @@ def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
     former = open_bundle(folder, restated(folder, format=WITHOUT_PRIOR, sampled={**BALANCED, "rates": []}))
     assert former.manifest.sampled == Sampled(100, 200, 100, stratified=False, seed=1)
     assert former.predictor.predict(matrix).tobytes() == now.tobytes()
-
-
-@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if "ensemble.Hist" in name or "RandomF" in name])
-def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(tmp_path, estimator):
-    fitted, _, _ = written(tmp_path, estimator, ESTIMATORS[estimator][1])
-    matrix, _ = rows()
-    proof = prove(SklearnPredictor(fitted, ESTIMATORS[estimator][0]), matrix).compiled
-    assert (proof.kernel, proof.reason, proof.trees) == ("leaf masks of 32 bits", None, 3)
-    (tmp_path / "staging" / "again").mkdir()
-    described = manifest(ESTIMATORS[estimator][0], compiled=proof)
-    version, sha256, _ = write_bundle(
-        described, fitted, tmp_path / "staging" / "again", tmp_path / "models", ReferenceProfile(())
-    )
-    opened = open_bundle(tmp_path / "models" / version, sha256)
-    assert opened.manifest.compiled == proof
-    assert opened.for_rows(1000) is opened.predictor
-    compiled = opened.for_rows(WORTH_COMPILING)
-    assert isinstance(compiled, CompiledPredictor)
-    assert compiled.predict(matrix).tobytes() == opened.predictor.predict(matrix).tobytes()
-    assert opened.for_rows(WORTH_COMPILING) is compiled
-
-
-def test_a_model_whose_proof_failed_is_served_natively_whatever_the_rows(tmp_path):
-    _, folder, sha256 = written(tmp_path, compiled=Compilation(kernel=None, trees=3, rows=0, reason="it differs"))
-    opened = open_bundle(folder, sha256)
-    assert opened.for_rows(10**12) is opened.predictor
-
-
-def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
-    _, folder, sha256 = written(tmp_path, compiled=Compilation("leaf masks of 32 bits", trees=1, rows=9, reason=None))
-    flatten = arrays.flatten
-
-    def wrong(ensemble):
-        flat = flatten(ensemble)
-        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
-        return flat
-
-    monkeypatch.setattr(arrays, "flatten", wrong)
-    opened = open_bundle(folder, sha256)
-    assert opened.for_rows(1000) is opened.predictor
-    assert (opened.not_compiled, caplog.text) == ("", "")
-    assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
-    assert "differs from the library's own result" in opened.not_compiled
-    assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
-
-
-def test_a_bundle_without_the_profile_of_what_it_learned_from_is_refused(tmp_path):
-    _, folder, _ = written(tmp_path)
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    sha256 = restated(folder, files={name: digest for name, digest in files.items() if name != REFERENCE_FILE})
-    with pytest.raises(IntegrityError, match=r"has no profile\.json, the profile of what it learned from"):
-        open_bundle(folder, sha256)
 
 
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
@@ -274,14 +200,3 @@ def test_a_half_written_bundle_is_never_visible(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "models").iterdir()) == []
     assert [path.name for path in (tmp_path / "staging" / "bundle").iterdir()] == [MODEL_FILE]
-
-
-def test_two_versions_that_share_some_of_their_evaluation_rows_are_compared_without_their_baselines():
-    first, second = (
-        manifest(evaluation=Evaluation("a", "b", rows, {"roc_auc": 0.75}, Baseline("class shares", {"brier": brier})))
-        for rows, brier in ((20, 0.2), (30, 0.25))
-    )
-    assert compared(first, second)["baseline.brier"] == (0.2, 0.25)
-    assert "baseline.brier" not in compared(first, second, 20), "it is of other rows"
-    same = replace(first, evaluation=replace(second.evaluation, rows=20))
-    assert compared(first, same, 20)["baseline.brier"] == (0.2, 0.25)

@@ -41,10 +41,16 @@ def fitted(training: TrainingData, estimator: str) -> Fitted:
     return fit(Model(estimator=estimator), FEATURES, training, {})
 
 
-def decision(
-    folder: Path, model: Fitted, training: TrainingData, *, serving: Fitted | None = None, then: Verdict | None = None
+def decision(  # noqa: PLR0913 - a model, its rows, and what serves
+    folder: Path,
+    model: Fitted,
+    training: TrainingData,
+    *,
+    champion: Fitted | None = None,
+    serving: Fitted | None = None,
+    then: Verdict | None = None,
 ) -> GateDecision:
-    """The gate's decision on a model whose champion was judged by the same fit, and serves by another one if there is one."""
+    """The gate's decision on a model whose champion was judged by the same fit unless another is given, and serves by another one if there is one."""
     contract = model.signature.contract.to_json()
     manifest = Manifest(
         **dict.fromkeys(
@@ -65,7 +71,7 @@ def decision(
     judged = None if serving is None else (model.estimator, ())
     version, sha256, _ = write_bundle(
         manifest,
-        (serving or model).estimator,
+        (serving or champion or model).estimator,
         folder / "staging",
         folder / "models",
         model.reference,
@@ -91,6 +97,22 @@ def test_it_is_compared_with_the_fit_by_which_the_champion_was_judged_and_not_wi
     assert serving.metrics["rmse"] == 0 < model.metrics["rmse"]
     made = decision(tmp_path, model, training, serving=serving)
     assert (made.action, "(no difference)" in made.reason) == ("approved", True)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "action", "says"),
+    [
+        (100.0, "approved", "), but not by the 99% interval that a refusal needs; "),
+        (200.0, "refused", "worse than champion "),
+    ],
+)
+def test_a_version_is_refused_if_it_is_worse_by_a_99_percent_interval_and_otherwise_its_reason_says_so(
+    tmp_path, alpha, action, says
+):
+    training = data(signal=2.0)
+    shrunk = fit(Model(estimator=RIDGE), FEATURES, training, {"alpha": alpha})
+    made = decision(tmp_path, shrunk, training, champion=fitted(training, RIDGE))
+    assert (made.action, says in made.reason) == (action, True)
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,7 @@ from batch_platform.models.contract import (
 
 pytestmark = pytest.mark.unit
 
-ODD_NAMES = [
-    'say "hi"',
-    "O'Brien",
-    "'; DROP TABLE x; --",
-    "größe",
-    "价格",
-    "a b",
-    "count",
-    "value",
-    "literal",
-    "{x}",
-    "a.b",
-    "\u202eabc",
-]
+ODD_NAMES = ['say "hi"', "O'Brien", "größe", "count", "value", "literal", "{x}", "a.b"]
 CONTRACT = Contract(
     (
         ContractColumn("amount", "float", nullable=True, min=0, max=1000),
@@ -89,15 +76,6 @@ def test_every_row_is_either_kept_or_rejected_in_order(rows):
     assert split.rejected[OFFENDER].is_in(["amount", "items"]).all()
 
 
-@given(rows=ROWS)
-def test_rejected_rows_keep_the_values_that_they_came_with(rows):
-    original = frame(rows)
-    rejected = CONTRACT.split(original).rejected
-    assert_frame_equal(
-        rejected.drop(REASON, OFFENDER), original.filter(original["row"].is_in(rejected["row"].to_list()))
-    )
-
-
 @given(rows=ROWS, order=st.permutations([*SCHEMA, "row", "unused"]))
 def test_the_order_of_columns_and_further_columns_do_not_matter(rows, order):
     rows = frame(rows)
@@ -140,7 +118,6 @@ def test_a_matrix_is_float64_in_fortran_order_without_infinities(rows):
     ("value", "reason"),
     [
         (float("nan"), "NaN or infinite"),
-        (float("inf"), "NaN or infinite"),
         (float("-inf"), "NaN or infinite"),
         (None, "no value where training always had one"),
         (-1e-9, "below the minimum 0"),
@@ -160,28 +137,19 @@ def test_a_value_on_a_bound_is_allowed():
     assert split.rejected[REASON].to_list() == ["below the minimum 1", "above the maximum 3"]
 
 
-def test_the_first_rule_that_a_row_breaks_is_the_one_named():
-    rows = pl.DataFrame({"amount": [-1.0], "items": [None], "known": [None], "shop": [None]}, schema=SCHEMA)
-    assert CONTRACT.split(rows).rejected.select(OFFENDER, REASON).rows() == [("amount", "below the minimum 0")]
-
-
 @pytest.mark.parametrize(
     ("type_", "values", "read"),
     [
-        ("float", ["12", "-1.5e3", "x", "12x", "", " 1", "inf", "nan", "1e400"], [12.0, -1500.0]),
-        ("float", [True, False], [1.0, 0.0]),
+        ("float", ["12", "-1.5e3", "x", "", " 1", "inf", "nan", "1e400"], [12.0, -1500.0]),
         ("float", [MAX_EXACT_INTEGER, -MAX_EXACT_INTEGER, MAX_EXACT_INTEGER + 2, 2**62], [2.0**53 - 1, -(2.0**53 - 1)]),
-        ("float", [Decimal("1.25"), Decimal("-3.50")], [1.25, -3.5]),
-        ("integer", ["12", "12.0", "12x", "12.5", "9007199254740993"], [12, 12]),
+        ("float", [date(2024, 1, 1)], []),
+        ("integer", ["12", "12.0", "12.5", "9007199254740993"], [12, 12]),
         ("integer", [1.0, 1.5, float("nan"), float("inf"), 1e300, -2.0], [1, -2]),
-        ("integer", [True, False], [1, 0]),
         ("integer", [Decimal("7.00"), Decimal("7.10")], [7]),
         ("boolean", ["true", "False", "yes", "1", ""], [True, False]),
         ("boolean", [0, 1, 2, -1], [False, True]),
-        ("boolean", [0.0, 1.0, 0.5, float("nan")], [False, True]),
         ("category", [1, 23], ["1", "23"]),
         ("category", [True, False], ["true", "false"]),
-        ("category", [date(2024, 1, 1)], ["2024-01-01"]),
     ],
 )
 def test_only_what_loses_nothing_is_read_as_another_type(type_, values, read):
@@ -189,35 +157,14 @@ def test_only_what_loses_nothing_is_read_as_another_type(type_, values, read):
     assert split.kept["x"].to_list() == read
     assert split.kept.height + split.rejected.height == len(values)
     assert set(split.rejected[REASON]) <= {f"not a value of type {type_}", "NaN or infinite"}
-    assert all(value in values or np.isnan(value) for value in split.rejected["x"])
+    assert all(value in values or np.isnan(value) for value in split.rejected["x"]), "as they came"
 
 
-@pytest.mark.parametrize("type_", ["float", "integer", "boolean", "category"])
-@pytest.mark.parametrize(
-    "values",
-    [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [{"a": 1}], [b"12"]],  # noqa: DTZ001 - as a file holds it
-    ids=["time", "duration", "list", "struct", "bytes"],
-)
+@pytest.mark.parametrize("type_", ["float", "category"])
+@pytest.mark.parametrize("values", [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [b"12"]])  # noqa: DTZ001
 def test_times_and_lists_are_neither_numbers_nor_text(type_, values):
     split = of_type(type_).split(pl.DataFrame({"x": values}))
     assert split.rejected[REASON].to_list() == [f"not a value of type {type_}"]
-    assert split.rejected["x"].to_list() == values
-
-
-def test_a_date_is_not_a_number():
-    assert of_type("float").split(pl.DataFrame({"x": [date(2024, 1, 1)]})).kept.is_empty()
-
-
-@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt8, pl.Int16, pl.UInt32, pl.UInt64, pl.Int128])
-def test_integers_of_any_width_are_read(dtype):
-    for type_ in ("integer", "float"):
-        split = of_type(type_).split(pl.DataFrame({"x": pl.Series([1, None, 100], dtype=dtype)}))
-        assert split.kept["x"].to_list() == [1, None, 100]
-
-
-def test_an_integer_beyond_64_bits_is_rejected():
-    split = of_type("integer").split(pl.DataFrame({"x": pl.Series([2**63, 1], dtype=pl.UInt64)}))
-    assert split.kept["x"].to_list() == [1]
 
 
 @pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["a", "b", "z"])])
@@ -234,23 +181,6 @@ def test_a_category_never_seen_is_counted_and_a_null_is_not():
     assert split.kept.height == 5
     assert unseen(contract, split) == {"x": 3}
     np.testing.assert_array_equal(contract.encode(split.kept)[:, 0], [0, np.nan, np.nan, np.nan, np.nan])
-
-
-def test_a_null_category_is_rejected_if_training_saw_no_null():
-    split = of_type("category", nullable=False, categories=("a",)).split(pl.DataFrame({"x": ["new", None]}))
-    assert split.kept["x"].to_list() == ["new"]
-    assert split.rejected[REASON].to_list() == ["no value where training always had one"]
-
-
-def test_rejected_rows_are_not_counted_as_unseen():
-    rows = pl.DataFrame({"amount": [1.0], "items": [0], "known": [None], "shop": ["new"]}, schema=SCHEMA)
-    assert unseen(CONTRACT, CONTRACT.split(rows)) == {}
-
-
-def test_the_platforms_own_columns_are_not_listed_where_one_is_missing():
-    rows = frame([]).drop("amount").with_columns(__row=pl.lit(1), __entity=pl.lit(1))
-    with pytest.raises(DataError, match=r"lack the columns amount; there are items, known, row, shop\."):
-        CONTRACT.split(rows)
 
 
 def test_a_missing_column_is_named_with_the_nearest_one():
@@ -308,16 +238,7 @@ def test_a_contract_holds_what_training_saw():
     )
 
 
-def test_an_all_null_category_has_no_categories_and_encodes_as_missing():
-    training = pl.DataFrame({"x": pl.Series([None, None], dtype=pl.String)})
-    contract = infer_contract(training, {})
-    assert contract.columns == (ContractColumn("x", "category", nullable=True),)
-    split = contract.split(pl.DataFrame({"x": ["a", None]}))
-    assert unseen(contract, split) == {"x": 1}
-    assert np.isnan(contract.encode(split.kept)).all()
-
-
-@pytest.mark.parametrize("many", [MAX_CATEGORIES - 1, MAX_CATEGORIES, MAX_CATEGORIES + 1, 2000])
+@pytest.mark.parametrize("many", [MAX_CATEGORIES, MAX_CATEGORIES + 1])
 def test_the_most_frequent_categories_are_known_and_never_more_than_254(many):
     values = [f"{at:04}" for at in range(many)]
     contract = infer_contract(pl.DataFrame({"x": values + values[-10:]}), {})
@@ -327,12 +248,6 @@ def test_the_most_frequent_categories_are_known_and_never_more_than_254(many):
     assert list(known) == sorted(known)
     codes = contract.encode(contract.split(pl.DataFrame({"x": list(known)})).kept)
     assert codes[:, 0].tolist() == list(range(len(known)))
-
-
-def test_equally_frequent_categories_are_known_by_their_order_not_by_chance():
-    values = [f"{at:04}" for at in range(1000)]
-    backwards = infer_contract(pl.DataFrame({"x": values[::-1]}), {})
-    assert infer_contract(pl.DataFrame({"x": values}), {}) == backwards
 
 
 def test_a_declaration_overrides_what_would_be_inferred():
@@ -352,7 +267,7 @@ def test_a_declared_column_that_is_not_there_is_named_with_the_nearest_one():
         infer_contract(pl.DataFrame({"distance": [1.0]}), {"distnace": ColumnRule()})
 
 
-@pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.Date(), pl.Duration(), pl.List(pl.Int8), pl.Binary()])
+@pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.List(pl.Int8)])
 def test_a_column_that_cannot_be_a_feature_is_refused(dtype):
     with pytest.raises(DataError, match=r"Column 'x' is of type .* cannot be a feature") as refused:
         infer_contract(pl.DataFrame({"x": pl.Series([None], dtype=dtype)}), {})
@@ -363,9 +278,7 @@ def test_a_column_that_cannot_be_a_feature_is_refused(dtype):
     ("dtype", "declared", "message"),
     [
         (pl.Datetime("us"), {"type": "float"}, "features.columns.x.type is 'float', but the column holds Datetime"),
-        (pl.List(pl.Int8), {"type": "category"}, "features.columns.x.type is 'category', but the column holds List"),
         (pl.String(), {"min": 0.0}, "features.columns.x declares bounds, but the column is a category"),
-        (pl.Boolean(), {"max": 0.0}, "features.columns.x declares bounds, but the column is a boolean"),
     ],
 )
 def test_a_declaration_that_does_not_suit_the_column_is_refused(dtype, declared, message):
@@ -378,12 +291,3 @@ def test_no_rows_and_no_columns_are_fine():
     assert CONTRACT.split(empty).kept.height == CONTRACT.split(empty).rejected.height == 0
     assert CONTRACT.encode(CONTRACT.split(empty).kept).shape == (0, 4)
     assert Contract(()).encode(Contract(()).split(pl.DataFrame({"x": [1, 2]})).kept).shape == (2, 0)
-
-
-def test_long_and_odd_text_is_kept_unchanged():
-    values = ["x" * 100_000, "a\0b", "אבג", "👩‍👩‍👧", "\ufffd", "=1+1", "<script>"]
-    training = pl.DataFrame({"x": values})
-    contract = Contract.from_json(json.loads(json.dumps(infer_contract(training, {}).to_json())))
-    split = contract.split(training)
-    assert split.kept["x"].to_list() == values
-    assert unseen(contract, split) == {}

@@ -37,14 +37,6 @@ def test_what_is_read_from_the_file_is_what_was_written(task, labels):
     assert read.outcomes.truth.tolist() == written.outcomes.truth.tolist()
 
 
-def test_values_and_groups_are_kept_too():
-    truth = np.array([1.5, -2.0, 0.0])
-    outcomes = Outcomes("regression", truth + 1, truth, units={"partition": np.array([0, 0, 1])})
-    read = stored(JudgedScores(outcomes, np.array([9, 3, 5], dtype=np.uint64))).outcomes
-    assert (read.predicted.tolist(), read.labels.tolist()) == ([2.5, -1.0, 1.0], truth.tolist())
-    assert {unit: numbers.tolist() for unit, numbers in read.units.items()} == {"partition": [0, 0, 1]}
-
-
 def test_of_many_rows_the_file_keeps_those_that_another_version_keeps_too():
     rows = names(130_000)
     first, second = (stored(judged(part, [False, True], 1.0, "binary")) for part in (rows[:-10_000], rows[10_000:]))

@@ -49,41 +49,11 @@ def test_a_refused_version_that_is_promoted_serves_its_period_and_the_refusal_st
     assert champions(after(made.promotion), 5, 15, 19, 20, 25) == ["a", "b", "b", "c", "c"]
 
 
-def test_a_promotion_may_hold_from_a_later_partition_on():
-    made = promote(REGISTRY, SCORES, "c", ME, holds_from=at(26))
-    assert made.partitions == []
-    assert champions(after(made.promotion), 20, 25, 26) == ["b", "b", "c"]
-
-
-def test_a_promotion_cannot_begin_before_the_serving_period():
-    made = promote(REGISTRY, SCORES, "c", ME, holds_from=at(3))
-    assert made.promotion.holds_from == at(20)
-
-
-def test_a_version_that_serves_already_is_not_promoted_again():
-    with pytest.raises(WrongUseError, match="b already serves from 2024-01-11"):
-        promote(REGISTRY, SCORES, "b", ME)
-
-
 def test_an_unknown_or_a_removed_version_is_refused():
     with pytest.raises(WrongUseError, match=r"no version 'x'"):
         promote(REGISTRY, SCORES, "x", ME)
     with pytest.raises(WrongUseError, match="was removed by gate"):
         promote(after(decision("c", "removed", 4)), SCORES, "c", ME)
-
-
-def test_a_rollback_lets_the_version_before_serve_and_lists_what_the_withdrawn_one_scored():
-    made = roll_back(REGISTRY, SCORES, ME)
-    assert (made.promotion.version, made.promotion.action) == ("b", "withdrawn")
-    assert (made.before.version, made.after.version) == ("b", "a")
-    assert made.partitions == ["2024-01-13", "2024-01-16", "2024-01-26"]
-    assert champions(after(made.promotion), 5, 12, 25) == ["a", "a", "a"]
-
-
-def test_a_rollback_may_hold_from_a_partition_on_and_leaves_the_earlier_ones():
-    made = roll_back(REGISTRY, SCORES, ME, holds_from=at(15))
-    assert made.partitions == ["2024-01-16", "2024-01-26"]
-    assert champions(after(made.promotion), 12, 14, 15, 25) == ["b", "b", "a", "a"]
 
 
 def test_a_rollback_with_nothing_to_go_back_to_changes_nothing():
@@ -96,12 +66,6 @@ def test_a_rollback_with_nothing_to_go_back_to_changes_nothing():
         roll_back(Registry("small"), {}, ME)
 
 
-def test_a_withdrawn_version_may_be_promoted_again():
-    withdrawn = roll_back(REGISTRY, SCORES, ME, holds_from=at(15)).promotion
-    back = promote(after(withdrawn), {}, "b", ME, holds_from=at(15)).promotion
-    assert champions(after(withdrawn, back), 12, 15, 25) == ["b", "b", "b"]
-
-
 def test_an_older_version_that_is_promoted_from_a_partition_on_serves_from_there_until_the_next_model():
     newer = after(decision("c", "approved", 4))
     made = promote(newer, SCORES, "a", ME, holds_from=at(15))
@@ -110,15 +74,6 @@ def test_an_older_version_that_is_promoted_from_a_partition_on_serves_from_there
     assert champions(decided(newer, made.promotion), 5, 12, 14, 15, 19, 20, 25) == ["a", "b", "b", "a", "a", "c", "c"]
     last = promote(newer, SCORES, "a", ME, holds_from=at(24))
     assert (last.until, champions(decided(newer, last.promotion), 20, 23, 24, 99)) == (None, ["c", "c", "a", "a"])
-
-
-def test_a_version_is_said_to_serve_already_only_where_the_decision_would_change_nothing():
-    with pytest.raises(
-        WrongUseError, match=r"a already serves from 2024-01-04 00:00 UTC on, until 2024-01-11.*b follows"
-    ):
-        promote(REGISTRY, SCORES, "a", ME, holds_from=at(3))
-    withdrawn = after(roll_back(REGISTRY, SCORES, ME, holds_from=at(15)).promotion)
-    assert champions(decided(withdrawn, promote(withdrawn, {}, "b", ME).promotion), 12, 25) == ["b", "b"]
 
 
 def test_a_rollback_withdraws_what_serves_at_the_named_partition_and_not_a_later_version():

@@ -7,31 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.declaration.errors import NoChampionError, WrongUseError
+from batch_platform.declaration.errors import NoChampionError
 from batch_platform.models.registry import Registry, read_registry, register
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.models.decisions import at, decision, version
 
 pytestmark = pytest.mark.unit
-
-
-def test_the_champion_is_the_newest_approved_version_that_serves_by_then():
-    registry = Registry(
-        "small",
-        [version("a", 0, 1), version("b", 10, 2), version("c", 10, 3), version("d", 20, 4)],
-        [decision("a", "approved"), decision("b", "approved"), decision("c", "approved"), decision("d", "refused")],
-    )
-    assert registry.champion(at(-1)) is None
-    assert [registry.champion(at(day)).version for day in (0, 9, 10, 19, 20, 99)] == ["a", "a", "c", "c", "c", "c"]
-
-
-def test_the_last_decision_on_a_version_counts():
-    decisions = [decision("a", "approved", 1), decision("b", "approved", 2), decision("b", "refused", 3)]
-    registry = Registry("small", [version("a", 0, 1), version("b", 1, 2)], decisions)
-    assert registry.champion(at(5)).version == "a"
-    assert registry.last_decision("b").action == "refused"
-    assert registry.last_decision("c") is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=8), st.integers(-5, 40))
@@ -54,13 +36,6 @@ def test_the_error_for_a_partition_without_a_champion_names_the_earliest_one():
     with pytest.raises(NoChampionError, match="no version is approved"):
         Registry("small").require_champion(at(1), "2024-01-02")
     assert registry.require_champion(at(5), "2024-01-06").version == "a"
-
-
-def test_an_unknown_version_is_refused_with_the_nearest_one():
-    registry = Registry("small", [version("2024-01-01-3f9c1a2b", 0)])
-    with pytest.raises(WrongUseError, match="did you mean '2024-01-01-3f9c1a2b'"):
-        registry.named("2024-01-01-3f9c1a2c")
-    assert registry.named("2024-01-01-3f9c1a2b") == registry.versions[0]
 
 
 def test_what_is_registered_is_read_back(tmp_path: Path):

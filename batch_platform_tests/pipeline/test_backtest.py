@@ -12,12 +12,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_comparison import totals
 from batch_platform.pipeline.backtest_models import BacktestModel
-from batch_platform_tests.harness.small_pipeline import (
-    DECLARATION,
-    finished_pipeline,
-    small_events,
-    small_pipeline,
-)
+from batch_platform_tests.harness.small_pipeline import DECLARATION, finished_pipeline, small_events
 
 NOW = datetime(2024, 2, 13, 12, tzinfo=UTC)
 DECLARED = BacktestModel(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
@@ -83,15 +78,6 @@ def test_each_partition_is_scored_by_the_model_of_its_serving_period(tmp_path):
     ]
     assert all(result.versions[day.key].trained_until <= day.start for day in partitions)
     assert not any(tested.in_sample for tested in result.partitions)
-
-
-def test_a_partition_that_production_never_scored_is_measured_alone(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    stamp = Stamp("features", NOW)
-    list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), stamp))
-    partitions = backtested(pipeline, TREE)
-    assert all(partition.production_version is None and not partition.production for partition in partitions)
-    assert all(partition.metrics["roc_auc"] > 0.5 for partition in partitions)
 
 
 KINDS = {

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -165,26 +164,6 @@ def test_a_backtest_decides_too_and_an_export_and_a_trace_show_the_decision(tmp_
     (traced,) = trace(pipeline.spec, pipeline.home, {"id": str(rows(pipeline)["id"][0])})
     assert traced.row["decision"] == rows(pipeline)["decision"][0]
     assert traced.commit.decision_rule == '{"top": 7}'
-
-
-def three_classes(tmp_path: Path, costs: dict[str, Any] | None) -> Pipeline:
-    labels = "SELECT id, CASE WHEN returned THEN 'back' WHEN items > 4 THEN 'kept' ELSE 'lost' END AS fate FROM events WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL"
-    rule = {} if costs is None else {"decide": {"costs": costs}}
-    return small_pipeline(tmp_path, labels_sql=labels, labels={"column": "fate"}, predictions=rule)
-
-
-def test_of_several_classes_the_one_of_least_expected_cost_is_decided(tmp_path):
-    costs = {"back": {"kept": 9, "lost": 9}, "kept": {"back": 1, "lost": 2}, "lost": {"back": 2, "kept": 1}}
-    other = {**costs, "lost": {"back": 20, "kept": 20}}
-    for number, by_class in enumerate((costs, other)):
-        pipeline = three_classes(tmp_path, by_class)
-        carry_out(pipeline, NOW, f"run {number}")
-        scores = rows(pipeline)
-        names = ["back", "kept", "lost"]
-        matrix = np.array([[by_class[true].get(name, 0) for name in names] for true in names])
-        expected = scores.select(f"score_{name}" for name in names).to_numpy() @ matrix
-        assert scores["decision"].to_list() == [names[at] for at in expected.argmin(axis=1)]
-        assert {"decision_cost", "decision_cost_always"} <= {metric for *_, metric in metrics(pipeline)}
 
 
 def test_a_version_that_a_changed_rule_does_not_fit_keeps_its_decisions_and_says_why(tmp_path):

@@ -40,11 +40,7 @@ from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    finished_pipeline,
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, declared, holding
 
 NOW = datetime(2024, 3, 3, 12, tzinfo=UTC)

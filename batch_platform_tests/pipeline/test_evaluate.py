@@ -5,22 +5,15 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import BatchPlatformError, DataError
+from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    feature_file,
-    finished_pipeline,
-    small_events,
-    small_pipeline,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
-CLUSTERS = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
 IN_FEBRUARY = pl.col("ts") >= datetime(2024, 1, 31, 23, tzinfo=UTC)
 
 
@@ -65,14 +58,6 @@ def test_labels_that_are_nan_are_not_known_yet_and_those_of_an_unknown_class_are
         query = f"SELECT DISTINCT {beside} FROM small.performance WHERE partition_key = '2024-02-03'"
         assert con.execute(query).fetchall() == [(30, 10, "7.0")]
     assert performance(pipeline)["accuracy"] <= 20 / 30
-
-
-def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW, **CLUSTERS)
-    assert set(performance(pipeline)) == {"silhouette"}
-    feature_file(pipeline, day(pipeline).key).unlink()
-    with pytest.raises(BatchPlatformError, match=r"2024-02-03"):
-        list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
 
 
 def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):

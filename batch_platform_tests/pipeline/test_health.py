@@ -17,12 +17,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    small_events,
-    small_pipeline,
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
 EMPTY_DAY = "2024-02-06"
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin

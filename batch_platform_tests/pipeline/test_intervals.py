@@ -8,11 +8,14 @@ import pytest
 from polars.testing import assert_frame_equal
 from pydantic import ValidationError
 
+from batch_platform.declaration.errors import TrainingRefusedError
 from batch_platform.models.bundle import read_manifest
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import (
+    carry_out,
     finished_pipeline,
     small_events,
+    small_pipeline,
     small_spec,
 )
 
@@ -117,3 +120,21 @@ def test_a_share_that_no_interval_can_hold_is_refused_with_the_nearest_one(writt
     assert error["loc"] == ("predictions", "interval")
     assert "write 1% to 99.9%" in error["msg"]
     assert error["msg"].endswith(f"did you mean {nearest}?")
+
+
+def test_infinite_intervals_are_stored_and_said_to_be(tmp_path):
+    pipeline = small_pipeline(tmp_path, events=spending(), **{**INTERVALS, "predictions": {"interval": "99.9%"}})
+    carry_out(pipeline, NOW)
+    ends = rows(pipeline, "SELECT DISTINCT prediction_low AS low, prediction_high AS high FROM small.predictions")
+    assert ends.rows() == [(-np.inf, np.inf)]
+    (version,) = pipeline.state().registry.of_model
+    remark = "the interval is infinite: 600 rows to learn its width from, at least 999 are needed"
+    assert remark in pipeline.state().registry.last_decision(version.version).reason
+
+
+def test_an_interval_of_another_model_than_a_regression_is_refused(tmp_path):
+    with pytest.raises(
+        TrainingRefusedError, match=r"predictions\.interval: only a regression has intervals"
+    ) as refused:
+        carry_out(small_pipeline(tmp_path, predictions={"interval": "90%"}), NOW)
+    assert refused.value.hint == "leave predictions.interval out, or declare a regression."

@@ -34,12 +34,6 @@ WEEKLY: dict[str, Any] = {
     "labels": {"delay": "0 days"},
     "model": {"train": {"every": "month", "start": "2024-02-01", "window": "all", "evaluate": "2 days"}},
 }
-MEANS_SQL = """\
-SELECT id, ts, amount, items, shop, known,
-    (SELECT avg(past.items) FROM events AS past WHERE past.ts < $partition_start) AS usual
-FROM events
-WHERE ts >= $partition_start AND ts < $partition_end
-"""
 
 
 def complete(last: date = LAST) -> pl.DataFrame:
@@ -214,32 +208,6 @@ def test_a_correction_of_an_old_scored_row_is_found_only_on_demand_or_if_late_is
     assert rebuilt(pipeline, recheck=True) == {}
 
 
-@pytest.mark.full
-def test_features_that_look_back_are_built_again_behind_a_late_row_and_only_those_that_differ_are_scored(tmp_path):
-    pipeline = only_built(tmp_path, features_sql=MEANS_SQL)
-    before = {key: build.sha256 for key, build in pipeline.state().features.items()}
-    rows = orders()
-    late = (
-        rows.filter(local_day(rows) == "2024-02-14")
-        .head(1)
-        .with_columns(id=pl.lit(9999, pl.Int64), items=pl.lit(8, pl.Int32))
-    )
-    write(pipeline, pl.concat([rows, late]))
-    assert list(rebuilt(pipeline)) == ["2024-02-14", "2024-02-15", "2024-02-16"]
-    assert "2024-02-14" in rebuilt(pipeline)
-    built = build(pipeline)
-    assert {key for key, content in built.items() if content != before[key]} == {
-        "2024-02-14",
-        "2024-02-15",
-        "2024-02-16",
-    }
-    write(pipeline, pl.concat([rows, late.with_columns(amount=pl.lit(2.0))]))
-    again = build(pipeline)
-    assert list(again) == ["2024-02-14", "2024-02-15", "2024-02-16"]
-    assert {key for key, content in again.items() if content != built[key]} == {"2024-02-14"}, "the mean is the same"
-    assert rebuilt(pipeline) == {}
-
-
 def told(pipeline: Pipeline) -> dict[str, str]:
     """What a reader of `status` is told of partitions that are not due."""
     return dict(make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).remarks)
@@ -268,14 +236,6 @@ def test_features_are_not_built_from_rows_that_vanished_unless_forced(tmp_path):
     assert [key for key, build in other.state().features.items() if build.rows == 0] == ["2024-02-12"]
     assert {"2024-02-06", "2024-02-10"} <= build(other, force=True).keys()
     assert (told(other), build(other)) == ({}, {})
-
-
-def test_rows_before_the_first_partition_are_counted_with_it(tmp_path):
-    late_start = small_pipeline(tmp_path, partitions={"start": "2024-01-04"})
-    days = late_start.spec.partitions.calendar.due(late_start.spec.partitions.calendar.first_start + timedelta(days=2))
-    first, second = late_start.build_features(days, Stamp("run", NOW))
-    assert first.findings == ("source 'events' holds 120 rows dated before partitions.start, in no partition",)
-    assert second.findings == ()
 
 
 def test_rows_that_no_partition_can_hold_are_counted_by_every_run_that_builds(tmp_path):

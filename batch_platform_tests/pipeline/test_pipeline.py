@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
@@ -50,16 +49,3 @@ def test_features_are_recognized_by_the_name_and_size_of_their_file(tmp_path):
         file.truncate(100)
     files[gone].unlink()
     assert pipeline.state().features.keys() & set(days) == {kept, touched, linked}
-
-
-def test_a_file_that_a_killed_build_did_not_record_changes_nothing_for_readers(tmp_path):
-    pipeline = finished_pipeline(tmp_path, NOW)
-    day = pipeline.spec.partitions.calendar.named("2024-02-02")
-    before = pipeline.state().features[day.key]
-    small_events().with_columns(pl.col("amount") + 1).write_parquet(pipeline.folder / "events.parquet")
-    with pipeline.builder.session() as session:
-        unrecorded = session.write(day, pipeline.home.features("small"))
-    assert unrecorded.sha256 != before.sha256
-    assert pipeline.state().features[day.key] == before
-    (scored,) = pipeline.score([day], Stamp("meanwhile", NOW), force=True)
-    assert scored.run.input_hash == before.sha256

@@ -12,19 +12,13 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import (
-    can_train,
-    evaluation_start,
-    matures,
-    serving_periods,
-    training_window,
-)
+from batch_platform.declaration.windows import can_train, evaluation_start, matures, serving_periods, training_window
 from batch_platform.delivery.ledger import Delivered
 from batch_platform.models.registry import Promotion, Registry, Version
 from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, training_asked_for
 from batch_platform.pipeline.state import State, features_due, undelivered
 from batch_platform.pipeline.steps import STEPS, Item, requests
-from batch_platform.pipeline.trainings_due import changed, declared_now, differences
+from batch_platform.pipeline.trainings_due import changed, declared_now
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
@@ -434,17 +428,6 @@ def test_a_training_that_came_to_nothing_is_not_repeated_until_the_declaration_c
     assert planned(spec, after) == [], "the champion was trained with it"
 
 
-def test_a_change_trains_nothing_where_that_is_declared_or_where_the_last_training_is_not_recorded():
-    spec = SPECS["monthly models"]
-    state = finished(spec)
-    train = spec.model.train.model_copy(update={"retrain": "never"})
-    never = spec.model_copy(update={"model": spec.model.model_copy(update={"train": train, "params": {"max_iter": 9}})})
-    assert planned(never, state) == []
-    assert differences(never, state, state.registry.versions[0]) == ["parameters"]
-    older = replace(state, registry=replace(state.registry, model_trainings=()))
-    assert planned(with_params(spec, max_iter=9), older) == []
-
-
 def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_itself():
     spec = SPECS["monthly models"]
     state = finished(spec)
@@ -503,3 +486,14 @@ def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_i
     assert (features.step, features.reason) == ("features", "missing")
     changed_model = with_params(spec, max_iter=9)
     assert make_plan(changed_model, state, PlanRequest(NOW)).of("model"), "what was dropped holds up no training"
+
+
+def test_a_refused_model_is_trained_again_once_its_training_window_changed():
+    spec = SPECS["monthly models"]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)), {"2024-02-01"})
+    (version,) = state.registry.versions
+    assert planned(spec, state) == []
+    other = {key: {**hashes, "2024-01-10": "other"} for key, hashes in state.refused_on.items()}
+    assert planned(spec, replace(state, refused_on=other)) == [
+        ("2024-02-01", f"1 partition of its training window changed since {version.version} was refused")
+    ]

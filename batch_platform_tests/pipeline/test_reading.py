@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.promotion import Maker, roll_back
 from batch_platform.pipeline.drop import drop_partitions
@@ -70,12 +69,6 @@ def drop(pipeline: Pipeline) -> None:
     drop_partitions(pipeline, ["2024-02-02"], "me", Stamp("dropped", LATER))
 
 
-def fail(pipeline: Pipeline) -> None:
-    (pipeline.folder / "features.sql").write_text("SELECT nothing FROM events", encoding="utf-8")
-    with pytest.raises(BatchPlatformError):
-        list(reading(pipeline).build_features(days(pipeline, "2024-02-01"), Stamp("failed", LATER), force=True))
-
-
 @pytest.mark.parametrize(
     ("change", "by_another"),
     crossed([build_again, score_again, do_all_that_is_due, train_again, withdraw, drop], [True, False]),
@@ -87,14 +80,6 @@ def test_a_carried_state_is_what_a_reading_of_everything_would_give(tmp_path, ch
         change(reading(pipeline) if by_another else pipeline)
         assert pipeline.state() != before
         same(pipeline, pipeline.state(), reading(pipeline).state())
-
-
-def test_a_carried_state_knows_what_failed_meanwhile(tmp_path):
-    pipeline = finished(tmp_path)
-    with pipeline.carrying("work"):
-        assert pipeline.state().failures == {}
-        fail(pipeline)
-        assert [*pipeline.state().failures] == [("features", "2024-02-01")]
 
 
 def test_files_are_looked_at_once_for_a_piece_of_work_and_anew_for_the_next(tmp_path):

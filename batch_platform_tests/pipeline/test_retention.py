@@ -91,17 +91,6 @@ def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards
     }
 
 
-def test_partitions_without_features_but_with_predictions_stand_as_they_are(tmp_path):
-    pipeline = finished(tmp_path, retention={"features": "10 days"})
-    remove_old_rows(pipeline, STAMP)
-    reason = "older than retention.features (10 days), left as it is"
-    assert conditions(pipeline)["2024-02-05"] == ("scored", reason)
-    changed = replace(
-        pipeline, spec=small_spec(**overrides(retention={"features": "10 days"}, predictions={"keep": ["customer"]}))
-    )
-    assert {key for step, key in due(changed) if step == "predictions"} == {f"2024-02-{day}" for day in range(10, 30)}
-
-
 @pytest.mark.unit
 def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
     spec = small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"})

@@ -19,11 +19,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.report import write_report
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    finished_pipeline,
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
 from batch_platform_tests.pipeline.snapshots import (
     FILES,
     MONDAY,
@@ -164,13 +160,3 @@ def test_keys_without_a_meaning_for_snapshots_are_refused(overrides, says):
         says = "model.train: held_out needs partitions.snapshot"
     with pytest.raises(ValueError, match=says):
         small_spec(**merged)
-
-
-def test_a_snapshot_cannot_be_backtested(tmp_path):
-    from batch_platform.pipeline.backtest import backtest
-    from batch_platform.pipeline.backtest_models import BacktestModel
-
-    pipeline = of_monday(tmp_path)
-    partitions = pipeline.spec.partitions.calendar.due(MONDAY)
-    with pytest.raises(WrongUseError, match="cannot be backtested"):
-        backtest(pipeline, partitions, BacktestModel("sklearn.dummy.DummyClassifier"), Stamp("x", MONDAY))

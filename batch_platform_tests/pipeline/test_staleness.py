@@ -20,11 +20,7 @@ from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    small_declaration,
-    small_events,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, small_declaration, small_events
 from batch_platform_tests.harness.ticks import requested
 
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)

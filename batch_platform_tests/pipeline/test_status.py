@@ -5,21 +5,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from batch_platform.declaration.errors import (
-    DataError,
-    SourceError,
-)
+from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import reading_published
-from batch_platform_tests.harness.small_pipeline import (
-    LABELS_SQL,
-    carry_out,
-    finished_pipeline,
-    small_pipeline,
-)
+from batch_platform_tests.harness.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 LABELS_KNOWN = datetime(2024, 2, 13, tzinfo=UTC)  # of every partition that is scored at NOW
@@ -56,15 +48,6 @@ def test_scored_partitions_name_their_model_rows_and_run(pipeline):
     assert (report.champion, report.champion_metrics) == (version.version, version.metric_values)
     assert (report.last_commit, report.last_run) == (NOW, "run")
     assert report.due == {}
-
-
-def test_partitions_that_are_not_scored_yet_are_missing_or_warm_up(tmp_path):
-    report = status(small_pipeline(tmp_path))
-    assert conditions(report)["2024-01-31"] == ("warm-up", "the first model serves from 2024-02-01")
-    assert conditions(report)["2024-02-01"] == ("missing", "")
-    assert (report.champion, report.last_commit, report.last_run) == (None, None, None)
-    assert report.due == {"features": 40, "model": 1, "predictions": 10, "performance": 9}
-    assert report.models_ahead == []
 
 
 def test_a_failed_partition_says_why_until_it_is_scored_and_no_other_is_called_failed(tmp_path):
@@ -109,3 +92,32 @@ def test_a_committed_partition_is_in_partition_status_although_its_run_was_kille
         columns = "partition_key, condition, champion, rows_scored"
         rows = con.execute(f"SELECT {columns} FROM batch_platform.partition_status ORDER BY ALL").fetchall()
     assert rows == [(day.key, "scored", version, 40) for day in days[31:33]]
+
+
+def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp_path):
+    rule = {"columns": {"amount": {"nullable": False}}}
+    lenient = small_pipeline(tmp_path, features={**rule, "max_rejected": "7%"})
+    with pytest.raises(DataError, match="more than max_rejected"):
+        carry_out(lenient, NOW)
+    before = conditions(status(lenient))
+    refused = {key for key, (condition, _) in before.items() if condition == "failed"}
+    published = {key for key, condition in before.items() if condition == ("scored", "")}
+    assert refused, "some days have more nulls than others"
+    assert published
+    strict = small_pipeline(tmp_path, features={**rule, "max_rejected": "1%"})
+    report = status(strict)
+    assert {key for key, (condition, _) in conditions(report).items() if condition == "scored"} == published
+    remarks = {conditions(report)[key][1] for key in published}
+    assert any(
+        re.fullmatch(
+            r"\d of its 40 rows are rejected, more than max_rejected \(1.00%\) allows now; it was published before",
+            remark,
+        )
+        for remark in remarks
+    )
+    generous = small_pipeline(tmp_path, features={**rule, "max_rejected": "50%"})
+    plan = carry_out(generous, NOW, "generous")
+    assert {item.partition.key for item in plan.of("predictions")} == refused
+    scores = generous.state().scores
+    assert {key for key, run in scores.items() if run.run_id == "generous"} == refused
+    assert {condition for key, condition in conditions(status(generous)).items() if key in scores} == {("scored", "")}

@@ -8,10 +8,7 @@ import pytest
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
-from batch_platform_tests.harness.small_pipeline import (
-    finished_pipeline,
-    small_events,
-)
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 TWO_SOURCES: dict[str, dict[str, str]] = {
@@ -67,10 +64,7 @@ def test_a_score_is_traced_to_the_rows_of_its_key_in_the_sources_that_have_the_k
     (row,) = events.rows
     true = small_events().filter(pl.col("id") == 1500).select("id", "ts", "amount", "shop").row(0, named=True)
     assert {**row, "ts": row["ts"].astimezone(UTC)} == {**true, "ts": true["ts"].astimezone(UTC)}
-
-
-def test_a_source_without_the_key_is_named_with_its_version_and_the_columns_read(joined):
-    shops = sources_of(joined, id="1500")["shops"]
+    shops = sources["shops"]
     assert (shops.columns, shops.rows_of_key, shops.rows) == (["shop", "size"], None, ())
     assert shops.version == joined.builder.sources.version("shops", joined.spec.partitions.calendar.named("2024-02-07"))
     assert shops.note == "lacks columns of the key: which of its rows were used is not known"

@@ -15,12 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
-from batch_platform.warehouse import published, rolling_check
+from batch_platform.warehouse import published
 from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, open_published, publish
-from batch_platform.warehouse.verify import verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.warehouse.commits import KEYS, held, shown, write
@@ -269,23 +268,6 @@ def test_an_older_warehouse_is_noticed_though_all_copies_are_gone(home, tmp_path
     home.published_marks.unlink()
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
-
-
-def test_f40_damage_that_changes_neither_size_nor_time_of_a_copy_is_not_published(home, tmp_path, monkeypatch):
-    enlarge(home)
-    for n in range(3):
-        write(home, tmp_path, KEYS[n % 2], f"r{n}")
-        publish(home)
-    monkeypatch.setattr(rolling_check, "SHARE", 1000)
-    (spare,) = set(home.root.glob("published-*.duckdb")) - {home.published.resolve()}
-    data, times = bytearray(spare.read_bytes()), spare.stat()
-    data[len(data) // 2] ^= 1
-    spare.chmod(0o644)
-    spare.write_bytes(data)
-    os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns))
-    write(home, tmp_path, KEYS[0], "again")
-    publish(home)
-    assert verify(home).is_newest
 
 
 @pytest.mark.full

@@ -5,11 +5,13 @@ An output that does not have the form that scoring expects is refused, not conve
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ STOPPING = (
     "n_iter_no_change",
 )  # parameters of all libraries
 STOPPING_SHARE = 0.2  # share of the rows to learn from, the newest, that tells a booster when to stop
+MOST_BYTES = 4 << 30  # size of an imported file at most, and of all that an archive unpacks to
 _TOLERANCE = 1e-4  # tolerance of probabilities in float32
 _EXPECTED = {
     "binary": "a binary model must return probabilities, [rows] of the second class or [rows, 2]",
@@ -63,7 +66,10 @@ def weight_option(estimator: Any, weights: NDArray[np.float64] | None) -> dict[s
 
 
 def existing_file(folder: Path, reference: str) -> str:
-    """Resolve a path relative to the folder of the declaration; raises WrongUseError if there is no such file."""
+    """Resolve a path relative to the folder of the declaration.
+
+    Raises WrongUseError if there is no such file, and DataError if it, or what it unpacks to, is too large.
+    """
     hint = "download the file and name it in model.import, or name a version of MLflow as models:/name/1."
     require_local(Path(reference), hint, key="model.import: ")
     path = folder / reference
@@ -72,6 +78,14 @@ def existing_file(folder: Path, reference: str) -> str:
         msg = f"model.import: there is no file {path}."
         hint = did_you_mean(path.name, names) or "give the path relative to the folder of the YAML file."
         raise WrongUseError(msg, hint=hint)
+    size, unpacked = path.stat().st_size, 0
+    if is_zipfile(path):
+        with suppress(BadZipFile), ZipFile(path) as archive:  # its library says what is wrong with a damaged one
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    if max(size, unpacked) > MOST_BYTES:
+        unpacks = "unpacks to" if unpacked > size else "has"
+        msg = f"model.import: {path} {unpacks} {max(size, unpacked):,} bytes, more than the {MOST_BYTES:,} allowed; it is not opened."
+        raise DataError(msg, hint="it is damaged or hostile, or too large a model: save a smaller one.")
     return str(path)
 
 
@@ -96,7 +110,6 @@ class Flavour:
     locate: Callable[[Path, str], str] = existing_file  # resolves the declared reference to what `read` takes
     is_remote: Callable[[str], bool] = lambda _: False  # True if reading what `locate` returned may need a server
     runs_code: Callable[[str], bool] = lambda _: False  # True if reading a file may run code in it
-    may_crash: bool = False  # True if a damaged file can end or hold up the process that reads it
     takes_params: bool = False  # True if an import has parameters
     pickle_files: tuple[str, ...] = ()  # saved files that may run code when they are loaded
     pickled: Callable[[Any], Any] | None = None  # gives what is saved where pickle is allowed; None: no pickle

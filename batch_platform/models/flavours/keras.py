@@ -3,13 +3,16 @@
 A network computes in float32, and its last digits depend on the number of rows per call, so every call gets the same number.
 """
 
+import json
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from batch_platform.models.flavours.flavour import Flavour, Transform, as_scores
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 
 MODEL_FILE = "model.keras"
+MOST_UNITS = 10_000_000  # size of a layer at most: Keras allocates what the archive declares, whatever weights it holds
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> _KerasPredictor:
 
 
 def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
+    _require_bounded(reference)
     network = _network(Path(reference).read_bytes(), reference)
     inputs, outputs = network.input_shape, network.output_shape
     if not (_is_table(inputs) and _is_table(outputs)):
@@ -64,6 +69,32 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
         task = "binary" if outputs[1] <= BINARY else "multiclass"
     details = {"inputs": str(inputs), "outputs": str(outputs), "parameters": int(network.count_params())}
     return ForeignModel(network, [Input("", "number")] * inputs[1], task, details=details)
+
+
+def _require_bounded(reference: str) -> None:
+    """Raise DataError if a layer of an archive is declared larger than any network for tables; Keras refuses a damaged archive itself."""
+    try:
+        with ZipFile(reference) as archive:
+            largest = max(_sizes(json.loads(archive.read("config.json"))), default=0)
+    except (BadZipFile, EOFError, KeyError, RuntimeError, ValueError, zlib.error):
+        return
+    if largest > MOST_UNITS:
+        msg = (
+            f"{reference} declares a layer of size {largest:,}, more than the {MOST_UNITS:,} allowed; it is not opened."
+        )
+        raise DataError(msg, hint="it is damaged or hostile: save it again, and import only what you trust.")
+
+
+def _sizes(config: Any, key: str = "") -> Iterator[int]:
+    """All whole numbers of a configuration but seeds."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _sizes(value, name)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _sizes(value, key)
+    elif type(config) is int and "seed" not in key:
+        yield config
 
 
 def _is_table(shape: Any) -> bool:
@@ -103,7 +134,6 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
-    may_crash=True,
     details={"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"},
     endings=(".keras",),
     # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.

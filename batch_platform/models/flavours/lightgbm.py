@@ -106,7 +106,6 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
-    may_crash=True,
     details={"precision": "float64"},
     endings=(".txt", ".lgb"),
     package="lightgbm",

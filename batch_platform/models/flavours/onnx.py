@@ -40,6 +40,7 @@ _NUMBERS: dict[str, type[np.generic]] = {
 _WHOLE = ("tensor(int64)", "tensor(int32)", "tensor(bool)")
 _TEXT = "tensor(string)"
 _MAPS = "seq(map("
+_LOOP = b'"\x04Loop'  # the operator in the bytes of a file; it may go on without end
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
 
 def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     data = Path(reference).read_bytes()
+    if _LOOP in data:
+        msg = f"{reference} contains the operator Loop, which may never end; it is not opened."
+        raise DataError(msg, hint="export the model without control flow.")
     session = _session(data)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     details = {
@@ -164,7 +168,6 @@ FLAVOUR = Flavour(
     save=lambda model: {MODEL_FILE: model},
     load=_load,
     read=_read,
-    may_crash=True,
     details={"evaluated": "by ONNX Runtime on the CPU"},
     endings=(".onnx",),
 )

@@ -298,7 +298,6 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
-    may_crash=True,
     endings=(".skops", *PICKLE_ENDINGS),
     runs_code=lambda reference: reference.lower().endswith(PICKLE_ENDINGS),
     pickle_files=(PICKLE_FILE,),

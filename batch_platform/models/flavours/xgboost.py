@@ -189,7 +189,6 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
-    may_crash=True,
     details={"precision": "float32"},
     endings=(".ubj", ".json", ".xgb"),
     package="xgboost",
