@@ -22,10 +22,10 @@ from batch_platform.cli.guide import PAGES
 from batch_platform.declaration import engine as declaration
 from batch_platform.declaration.inputs import SOURCE_KEYS
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.scoring.engines.known import ENGINES
+from batch_platform.sources.known import SOURCE_KINDS
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness import flavour_cases
 from batch_platform_tests.harness.checkout import GUIDE, README, ROOT, blocks

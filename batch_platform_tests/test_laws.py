@@ -37,8 +37,8 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import merged_profiles, number_profile
-from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
-from batch_platform.pipeline.drop import drop_partitions, drop_pipelines
+from batch_platform.operations.cleanup import find_garbage, remove_garbage
+from batch_platform.operations.drop import drop_partitions, drop_pipelines
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -48,7 +48,6 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
-from batch_platform_tests.cli.proposals import pipeline_of, proposed
 from batch_platform_tests.harness.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,
@@ -61,6 +60,7 @@ from batch_platform_tests.harness.small_pipeline import (
 )
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.harness.windows import windows_near_a_change
+from batch_platform_tests.proposal.proposals import pipeline_of, proposed
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)

@@ -17,11 +17,11 @@ from batch_platform.cli.sample import CUSTOMERS
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.erase import erase_subject
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.drop import drop_partitions
-from batch_platform.pipeline.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.checkout import (

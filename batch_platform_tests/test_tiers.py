@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.scoring.engines.known import ENGINES
+from batch_platform.sources.known import SOURCE_KINDS
 from batch_platform_tests.bad_input import cases as bad_input
 from batch_platform_tests.faults import cases as faults
 from batch_platform_tests.harness.checkout import ROOT

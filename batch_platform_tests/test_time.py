@@ -21,7 +21,7 @@ from batch_platform.declaration.windows import (
 )
 from batch_platform.features.fingerprints import instant
 from batch_platform.features.row_checks import instants
-from batch_platform.pipeline.trace import _with_zone
+from batch_platform.operations.trace import _with_zone
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.harness.windows import windows_near_a_change

@@ -21,7 +21,7 @@ from batch_platform.cli.interrupting import resend_lost_interruptions
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
-from batch_platform.models.native_threads import let_waiting_threads_sleep
+from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called

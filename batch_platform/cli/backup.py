@@ -10,8 +10,8 @@ from batch_platform.cli import terminal
 from batch_platform.cli.instance import records_elsewhere
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import counted
-from batch_platform.pipeline.archive import Archive
-from batch_platform.pipeline.backup import back_up, read_backup
+from batch_platform.operations.archive import Archive
+from batch_platform.operations.backup import back_up, read_backup
 from batch_platform.warehouse.staging import staging_folder
 
 

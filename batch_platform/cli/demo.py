@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.declared import read_declared
 from batch_platform.cli.project import explained, find_or_create_project, shipped_project
 from batch_platform.cli.run import asked_for, bring_up_to_date
 from batch_platform.cli.sample import customers
@@ -20,7 +19,8 @@ from batch_platform.declaration.errors import RunFailedError, WrongUseError, nam
 from batch_platform.declaration.wording import number
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.units import UnitRule
-from batch_platform.pipeline.export import require_writable
+from batch_platform.operations.export import require_writable
+from batch_platform.pipeline.declared import read_declared
 from batch_platform.pipeline.shipped import FLIGHTS, FOLDER, MODULE, shipped
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.home import Home

@@ -13,8 +13,8 @@ from batch_platform.cli.running import open_instance
 from batch_platform.components.runs import held
 from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.erase import erase_subject, held_subject
-from batch_platform.pipeline.subjects import HeldSubject
+from batch_platform.operations.erase import erase_subject, held_subject
+from batch_platform.operations.subjects import HeldSubject
 from batch_platform.warehouse.home import HOME_VARIABLE
 
 

@@ -10,7 +10,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for
 from batch_platform.declaration.errors import WrongUseError, counted
-from batch_platform.pipeline.export import export
+from batch_platform.operations.export import export
 
 
 @click.command(

@@ -21,7 +21,7 @@ def resend_lost_interruptions() -> None:
     unraisable_hook, print_hook = sys.unraisablehook, sys.excepthook
 
     def on_unraisable(dropped: "sys.UnraisableHookArgs") -> None:
-        from batch_platform.features.interruption import was_interrupted  # which imports DuckDB
+        from batch_platform.sources.interruption import was_interrupted  # which imports DuckDB
 
         if _stands_for_a_signal(dropped.exc_type):
             _send_again()

@@ -16,7 +16,6 @@ import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import check_declared
-from batch_platform.cli.declared import from_environment
 from batch_platform.cli.project import (
     Project,
     explained,
@@ -25,21 +24,22 @@ from batch_platform.cli.project import (
     is_in_project,
     require_room,
 )
-from batch_platform.cli.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
-from batch_platform.cli.proposal.dated import layout
-from batch_platform.cli.proposal.files import files_of
-from batch_platform.cli.proposal.instants import ORDERS, DateOrder
-from batch_platform.cli.proposal.origin import locate
-from batch_platform.cli.proposal.summary import report_of, sentences
-from batch_platform.cli.proposal.survey import Survey, survey
-from batch_platform.cli.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, all_of, counted
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone, rendered
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.monitoring.comparison import ROUNDING
+from batch_platform.pipeline.declared import from_environment
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
+from batch_platform.proposal.dated import layout
+from batch_platform.proposal.files import files_of
+from batch_platform.proposal.instants import ORDERS, DateOrder
+from batch_platform.proposal.origin import locate
+from batch_platform.proposal.summary import report_of, sentences
+from batch_platform.proposal.survey import Survey, survey
+from batch_platform.proposal.trial import SECONDS, Trial, candidates, past_of, require_fits, that_runs, tried
 
 _NONE = "none"  # answer to a question on a terminal
 

@@ -12,11 +12,11 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batch_platform.cli.declared import loads_only_its_folder, read_declared
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, all_of, listed, named
 from batch_platform.declaration.explaining import explained as as_our_own
 from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES
+from batch_platform.pipeline.declared import loads_only_its_folder, read_declared
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.shipped import ask_for, to_load
 from batch_platform.warehouse.home import HOME_VARIABLE, Home

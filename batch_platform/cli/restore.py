@@ -10,8 +10,8 @@ from batch_platform.cli import terminal
 from batch_platform.cli.instance import prepare_instance, records_elsewhere
 from batch_platform.cli.project import Project, find_project
 from batch_platform.declaration.errors import WrongUseError, counted
-from batch_platform.pipeline.archive import Archive
-from batch_platform.pipeline.backup import backup_to_restore, restore_backup
+from batch_platform.operations.archive import Archive
+from batch_platform.operations.backup import backup_to_restore, restore_backup
 from batch_platform.warehouse.restore import restore_from_published
 
 

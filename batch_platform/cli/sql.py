@@ -9,7 +9,7 @@ import duckdb
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import DataError, NothingPublishedError, WrongUseError, counted
-from batch_platform.pipeline.export import FORMATS, require_writable, write_query
+from batch_platform.operations.export import FORMATS, require_writable, write_query
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import table_columns

@@ -12,8 +12,7 @@ from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.declaration.wording import number
-from batch_platform.pipeline.steps import ranges
-from batch_platform.pipeline.trace import (
+from batch_platform.operations.trace import (
     PARTITION,
     Dependents,
     TracedReasons,
@@ -22,6 +21,7 @@ from batch_platform.pipeline.trace import (
     trace,
     with_source_rows,
 )
+from batch_platform.pipeline.steps import ranges
 
 
 @click.command(

@@ -40,8 +40,8 @@ from batch_platform.declaration.notation import name_of, rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
+from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.models.declared_model import check_flavours, unknown_flavours
-from batch_platform.models.native_threads import let_waiting_threads_sleep
 
 
 class WrongDeclaration(BaseModel):

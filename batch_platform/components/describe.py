@@ -16,8 +16,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.redaction import redact, redacted
-from batch_platform.features.sources.kind import SourceState
-from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
@@ -29,6 +27,8 @@ from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.reports.card import card_of
 from batch_platform.scoring.run import Committed
+from batch_platform.sources.kind import SourceState
+from batch_platform.sources.known import SOURCE_KINDS
 
 ROW_COUNT = "dagster/row_count"  # rows of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # rows of a partition of a table

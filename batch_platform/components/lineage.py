@@ -18,11 +18,11 @@ from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.predictions import ENDS
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
-from batch_platform.features.sources.known import SOURCE_KINDS
 from batch_platform.models.bundle import read_manifest
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.pipeline import Committed, Pipeline
+from batch_platform.sources.known import SOURCE_KINDS
 
 LINEAGE, READABLE, CODE = "dagster/column_lineage", "where_columns_come_from", "dagster/code_references"
 ADDED = ("partition_key", "model_version", "scored_at", "run_id")  # columns that a run adds to the predictions

@@ -12,7 +12,7 @@ from batch_platform.components.events import cluster_heard
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError
-from batch_platform.features.sources.known import SOURCE_KINDS
+from batch_platform.sources.known import SOURCE_KINDS
 
 NeverMaterialized = Callable[[Partition], Mapping[str, list[str]]]
 

@@ -6,7 +6,7 @@ from batch_platform.components.dagster_records import forget_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, now
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.cleanup import remove_old_rows
+from batch_platform.operations.cleanup import remove_old_rows
 
 
 def name_of_cleanup(pipeline: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.extras import needed, require_installed
 from batch_platform.delivery.sink import Sink, Target, alone, storable
-from batch_platform.features.sources.iceberg import catalog_of
+from batch_platform.sources.iceberg import catalog_of
 
 _LARGEST_PART = 128 << 20  # bytes
 

@@ -14,7 +14,7 @@ from batch_platform.delivery.files import CSV_FILES, PARQUET
 from batch_platform.delivery.iceberg import ICEBERG
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.delivery.sql import SQL
-from batch_platform.features.sources.objects import StoreError, hint_for
+from batch_platform.sources.objects import StoreError, hint_for
 
 SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, "iceberg": ICEBERG, "sql": SQL}
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError, ReceiverDownError, counted
-from batch_platform.features.sources.objects import FilePath, file_path
+from batch_platform.sources.objects import FilePath, file_path
 from batch_platform.warehouse.descriptions import OF_PIPELINES, Description
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS

@@ -50,13 +50,13 @@ from batch_platform.features.row_checks import (
     rows_outside,
     with_weights,
 )
-from batch_platform.features.sources.files import files_size
-from batch_platform.features.sources.kind import SourceState
-from batch_platform.features.sources.opening import SourceConnection, Sources
-from batch_platform.features.sources.spark_table import only_spark_reads
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.windows import RowsAhead, how_many_first, how_many_next, rows_within
+from batch_platform.sources.files import files_size
+from batch_platform.sources.kind import SourceState
+from batch_platform.sources.opening import SourceConnection, Sources
+from batch_platform.sources.spark_table import only_spark_reads
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 

@@ -37,7 +37,6 @@ from batch_platform.features.kept import Learnable, LearnableRows, RecentLabels
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, class_counts
-from batch_platform.features.sources.objects import absence
 from batch_platform.features.training_data import (
     ENTITY,
     FIRST_HALF,
@@ -48,6 +47,7 @@ from batch_platform.features.training_data import (
     Rows,
     TrainingData,
 )
+from batch_platform.sources.objects import absence
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 

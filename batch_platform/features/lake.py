@@ -23,7 +23,7 @@ from xxhash import xxh3_128
 
 from batch_platform.declaration.errors import DamagedFeaturesError, threads_explained
 from batch_platform.declaration.threads import threads
-from batch_platform.features.sources.objects import FilePath, ObjectPath, opened_store
+from batch_platform.sources.objects import FilePath, ObjectPath, opened_store
 from batch_platform.warehouse.staging import if_free
 
 _ASIDE = re.compile(r"\.[0-9a-f]{32}\.parquet")

@@ -24,10 +24,10 @@ from batch_platform.declaration.errors import (
     nearest_names,
     sentence_of,
 )
-from batch_platform.features.interruption import TimeLimit
-from batch_platform.features.sources.kind import failure_in
-from batch_platform.features.sources.objects import hint_for, store_failure_in
-from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.sources.interruption import TimeLimit
+from batch_platform.sources.kind import failure_in
+from batch_platform.sources.objects import hint_for, store_failure_in
+from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.calendar import Partition
 from batch_platform.features.lake import BATCH_ROWS
 from batch_platform.features.query import Query, nodes, parsed
-from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 

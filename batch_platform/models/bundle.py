@@ -22,12 +22,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
 from batch_platform.declaration.extras import installed, missing
-from batch_platform.models.baseline import Baseline
-from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task, decisions
-from batch_platform.models.flavours.flavour import Flavour
-from batch_platform.models.flavours.known import FLAVOURS, flavour
-from batch_platform.models.flavours.sklearn import STEPS_FILE
-from batch_platform.models.forest.compiled import (
+from batch_platform.kernels.forest.compiled import (
     NOT_TREES,
     WORTH_COMPILING,
     CompilablePredictor,
@@ -37,9 +32,15 @@ from batch_platform.models.forest.compiled import (
     proven_from_file,
     proven_predictor,
 )
-from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
+from batch_platform.kernels.forest.ensembles import TREES_FILE, NotCompilableError
+from batch_platform.kernels.native_threads import hold_loaded_libraries, libraries_loaded
+from batch_platform.kernels.predictor import Predictor, decisions
+from batch_platform.models.baseline import Baseline
+from batch_platform.models.contract import ClassLabel, Contract, Signature, Task
+from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.known import FLAVOURS, flavour
+from batch_platform.models.flavours.sklearn import STEPS_FILE
 from batch_platform.models.judged import SCORES_FILE, JudgedScores
-from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
 from batch_platform.models.refinements.known import refinement_named
 from batch_platform.models.refinements.refinement import (
     REFINEMENTS_FILE,

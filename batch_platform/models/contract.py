@@ -5,19 +5,21 @@ it: a row either satisfies the contract or is rejected with a reason. Training a
 turns a file or an object into a predictor. Nothing here knows of files, databases or estimators.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import DataError, listed, nearest_names
+from batch_platform.declaration.errors import DataError, TrainingRefusedError, listed, nearest_names
 from batch_platform.declaration.inputs import ColumnRule, ColumnType
 from batch_platform.declaration.model import Task
+from batch_platform.monitoring.metrics import as_truth
 from batch_platform.warehouse.sql import folded
 
 ClassLabel = bool | int | float | str
@@ -179,34 +181,6 @@ def infer_contract(
         raise DataError(msg, hint=nearest_names(absent, training.columns) or None)
     columns = [_declared(training[name], rules.get(name, ColumnRule())) for name in training.columns]
     return Contract(tuple(_learn(column, training[column.name], most_categories) for column in columns))
-
-
-class Predictor(Protocol):
-    """A loaded model: plain numbers in, plain numbers out.
-
-    It fits nothing and keeps nothing between calls. Several threads may call it at once; on each of them, its library uses one thread.
-    """
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], values [rows] of a regression, or clusters [rows] of a clustering.
-
-        For outliers, return how odd each row is [rows]: above 0 it is an outlier.
-        """
-        ...
-
-
-@runtime_checkable
-class DecidingPredictor(Predictor, Protocol):
-    """A predictor of a library whose classifiers may have a decision function."""
-
-    def decide(self, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """Return the decision function [rows] of two classes or [rows, classes] of more; None if the model has none."""
-        ...
-
-
-def decisions(predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The decision function of a classifier for rows; None if it has none."""
-    return predictor.decide(matrix) if isinstance(predictor, DecidingPredictor) else None
 
 
 @dataclass(frozen=True)
@@ -413,3 +387,43 @@ def _rules(column: ContractColumn, values: pl.Series, read: pl.Expr) -> list[_Ru
     if column.max is not None:
         rules.append(_Rule(name, f"above the maximum {column.max:.15g}", (read > column.max).fill_null(value=False)))
     return rules
+
+
+@dataclass(frozen=True)
+class Positive:
+    """The choice of the positive class of two; by default True or 1, else the last number or the rarer text."""
+
+    declared: ClassLabel | None = None
+    before: ClassLabel | None = None  # positive class of the version before: a score keeps its meaning
+
+    def last(self, classes: list[ClassLabel], truth: NDArray[Any]) -> list[ClassLabel]:
+        """The classes with the positive one last; raises TrainingRefusedError if the declared one is none of them."""
+        rarer = min(reversed(classes), key=lambda label: int((truth == label).sum()))
+        default = rarer if all(isinstance(label, str) for label in classes) else classes[-1]
+        wanted = (label for name in (self.declared, self.before) for label in classes if label == name)
+        chosen = next(wanted, default)
+        if self.declared is not None and chosen != self.declared:
+            msg = (
+                f"labels.positive is {self.declared!r}, but the labels to learn from are {listed(map(repr, classes))}."
+            )
+            write = " or ".join(f"positive: {json.dumps(label)}" for label in classes)
+            read = "; yes and no in a CSV file are read as truth values" if isinstance(chosen, bool) else ""
+            raise TrainingRefusedError(msg, hint=f"write {write}{read}.")
+        return [*(label for label in classes if label != chosen), chosen]
+
+    def of_outliers(self, truth: NDArray[Any]) -> list[ClassLabel]:
+        """The labels with that of the outliers last; none if there are not two, and none is declared."""
+        labels: list[ClassLabel] = np.unique(truth).tolist()
+        return self.last(labels, truth) if labels and (self.declared is not None or len(labels) == BINARY) else []
+
+    def of_import(self, signature: Signature, labels: pl.Series | None) -> Signature:
+        """The signature of an imported model, with the labels of outliers if any labels are known.
+
+        Raises TrainingRefusedError if a score of two classes is for another class than declared.
+        """
+        if signature.task == "binary" and self.declared not in (None, signature.classes[-1]):
+            msg = f"labels.positive is {self.declared!r}, but the imported model scores {signature.classes[-1]!r}."
+            raise TrainingRefusedError(msg, hint="leave labels.positive out: model.classes says what an import scores.")
+        if signature.task != "outliers" or labels is None:
+            return signature
+        return replace(signature, classes=self.of_outliers(as_truth(labels)))

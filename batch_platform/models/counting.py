@@ -30,14 +30,14 @@ def counted_profile(  # noqa: PLR0913 - what is counted, and what is known of it
     if cells is not None:
         histogram = tuple(np.bincount(cells, minlength=bins.cells).tolist())
     elif _is_compiled(values):
-        from batch_platform.models.forest.counting import at_least as count
+        from batch_platform.kernels.forest.counting import at_least as count
     return number_profile(name, role, bins, values, rejected=rejected, count=count, histogram=histogram)
 
 
 def counted_cells(values: NDArray[np.float64], bins: Bins) -> Cells:
     """The cell of each number [n], none of which is NaN; see `cells_of`."""
     if _is_compiled(values) and len(bins.edges) <= _MOST_EDGES:
-        from batch_platform.models.forest.counting import cells_of as compiled
+        from batch_platform.kernels.forest.counting import cells_of as compiled
 
         return compiled(values, bins.edges)
     return cells_of(values, bins.edges)
@@ -47,7 +47,7 @@ def sketched(matrix: NDArray[np.float64], columns: Categories) -> RowSketch:
     """Sketch encoded rows [n, columns]; see `sketch_of`."""
     mix = None
     if _is_compiled(matrix):
-        from batch_platform.models.forest.counting import add_mixed as mix
+        from batch_platform.kernels.forest.counting import add_mixed as mix
     return sketch_of(matrix, columns, mix)
 
 
@@ -73,7 +73,7 @@ def numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
     if not column.dtype.is_integer():  # compared as text, since 0.0 and -0.0 are equal numbers
         column = column.cast(pl.String)
     if _is_compiled(column):
-        from batch_platform.models.forest.counting import numbered as numbered_hashes
+        from batch_platform.kernels.forest.counting import numbered as numbered_hashes
 
         by_hash = numbered_hashes(column.hash().to_numpy(), MOST_SEGMENTS)
         return None if by_hash is None else (by_hash[0], column.gather(by_hash[1]).cast(pl.String))
@@ -90,7 +90,7 @@ def _crossed(numbers: NDArray[np.int64], values: int, places: Places) -> NDArray
     """Count the rows of each number in each cell [values, cells], given the number and the cell of each row."""
     of_rows, cells = places
     if _is_compiled(of_rows) and of_rows.dtype == np.uint8:
-        from batch_platform.models.forest.counting import crossed
+        from batch_platform.kernels.forest.counting import crossed
 
         return crossed(numbers, values, of_rows.astype(np.uint8, copy=False), cells)
     return np.bincount(numbers * cells + of_rows, minlength=values * cells).reshape(values, cells)

@@ -13,12 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError, first_few, listed
-from batch_platform.models.contract import Contract, Predictor, Signature
+from batch_platform.kernels.native_threads import no_more_threads, one_thread
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.declared_model import name_of
 from batch_platform.models.flavours.flavour import STOPPING, BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor, last_of
-from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.monitoring.outcomes import CLASSIFICATION, weights_of
 

@@ -16,6 +16,9 @@ from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model, Predictions
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.features.sample import class_counts, equal_shares
+from batch_platform.kernels.forest.compiled import Proof, prove
+from batch_platform.kernels.native_threads import one_thread
+from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
     BINARY,
@@ -23,7 +26,7 @@ from batch_platform.models.contract import (
     REASON,
     ClassLabel,
     Contract,
-    Predictor,
+    Positive,
     Signature,
     Task,
     classes_of_one_name,
@@ -40,10 +43,7 @@ from batch_platform.models.estimator_fit import (
     without_values,
 )
 from batch_platform.models.flavours.known import Flavour, flavour_of
-from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.judged import JudgedScores, scores_of
-from batch_platform.models.native_threads import one_thread
-from batch_platform.models.positive import Positive
 from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.learning import Declared, Refinements, Refining
 from batch_platform.models.refinements.prior import PRIOR, in_proportion

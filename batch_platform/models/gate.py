@@ -19,11 +19,11 @@ from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.model import Promote
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import ENTITY, FIRST_HALF, PARTITION_START, TrainingData
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.bundle import Bundle, Coverage, Manifest, OpenVersion, Window
 from batch_platform.models.contract import Signature, Task
 from batch_platform.models.fitting import Fitted
 from batch_platform.models.judged import JudgedScores, not_comparable, scores_of, verdict_on_shared_rows
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import NOT_BETTER
 from batch_platform.monitoring.metrics import CLASSIFICATION, default_metric, is_worse, known_to
 from batch_platform.monitoring.verdict import Verdict

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.model import Task
 from batch_platform.features.history import PARTITION_START
-from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Predictor, Signature
+from batch_platform.kernels.native_threads import one_thread
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered, sketched
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.row_reference import categories_of, row_reference
 from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of, without_farthest
 from batch_platform.monitoring.outcomes import Outcomes

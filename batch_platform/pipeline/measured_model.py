@@ -17,8 +17,8 @@ from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.features.history import History, never_learned_from, snapshot_hashes
 from batch_platform.features.row_checks import with_keys_of
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.bundle import read_learned, read_manifest
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
 from batch_platform.models.registry import Registry, Version, is_in_sample
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows

@@ -19,7 +19,6 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History
-from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Promotion, Version, read_registry, record_decisions
 from batch_platform.pipeline.build import Absent, Built, FeatureStep
@@ -31,6 +30,7 @@ from batch_platform.pipeline.state import State, checked, features_due, with_sna
 from batch_platform.pipeline.train import Trained, TrainedChallenger, TrainingStep
 from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.run import Committed
+from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish

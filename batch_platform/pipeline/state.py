@@ -16,12 +16,12 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.delivery.ledger import Delivered, Deliveries
 from batch_platform.features.fingerprints import Fingerprints, Look, ReadBy, Taken
 from batch_platform.features.history import History
-from batch_platform.features.sources.objects import listed_once
 from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.inputs import Inputs
+from batch_platform.sources.objects import listed_once
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.erasures import ErasedSubjects
 from batch_platform.warehouse.failures import FailedStep, Failure

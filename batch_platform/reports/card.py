@@ -19,9 +19,9 @@ from batch_platform.declaration.errors import DataError, counted, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.wording import number
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.bundle import Manifest
 from batch_platform.models.judged import JudgedScores
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.decisions import CELLS
 from batch_platform.monitoring.markdown import Markdown, markdown, table

@@ -10,8 +10,8 @@ from pathlib import Path
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import failure_of
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.sources.objects import FilePath
 from batch_platform.models.bundle import Bundle, Predictor, open_bundle
+from batch_platform.sources.objects import FilePath
 
 Watch = Callable[[Partition, int, int], None]  # a partition, how many of its rows are staged, and how many it has
 

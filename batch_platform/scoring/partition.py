@@ -21,8 +21,8 @@ from batch_platform.declaration.errors import DataError, WarehouseError, counted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
+from batch_platform.kernels.native_threads import hold_loaded_libraries
 from batch_platform.models.contract import UNSEEN_NULL
-from batch_platform.models.native_threads import hold_loaded_libraries
 from batch_platform.monitoring.profiles import Profile, merged_profiles
 from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import SegmentCounts

@@ -15,8 +15,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "monitoring/test_leakage.py::test_a_column_null_in_just_the_rows_without_a_label_and_a_nearly_perfect_model_are_suspected",
     ),
     "B24": (
-        "cli/test_proposed_shapes.py::test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place",
-        "cli/test_proposed_shapes.py::test_a_time_can_be_the_key",
+        "proposal/test_proposed_shapes.py::test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place",
+        "proposal/test_proposed_shapes.py::test_a_time_can_be_the_key",
         "features/test_build.py::test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition",
     ),
     "B25": (

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import Contract, ContractColumn, Predictor, Signature
+from batch_platform.kernels.forest.compiled import compile_predictor, same_outcome
+from batch_platform.kernels.native_threads import one_thread
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Contract, ContractColumn, Signature
 from batch_platform.models.flavours.known import flavour_of
-from batch_platform.models.forest.compiled import compile_predictor, same_outcome
-from batch_platform.models.native_threads import one_thread
 from batch_platform_tests.benchmarks.contenders import PEERS
 from batch_platform_tests.benchmarks.measuring import OURS, Result, Spent, in_turn, medians, run, spent
 from batch_platform_tests.benchmarks.options import Options

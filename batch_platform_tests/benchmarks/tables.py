@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData, never_learned_from
-from batch_platform.features.sources.kind import SourceTable
-from batch_platform.features.sources.opening import create_view_of
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.fitting import fit
 from batch_platform.models.judged import outcomes_of
-from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.resampling import SEED, reach_of
+from batch_platform.sources.kind import SourceTable
+from batch_platform.sources.opening import create_view_of
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, Result, run
 from batch_platform_tests.benchmarks.options import Options
 

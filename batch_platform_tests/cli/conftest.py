@@ -1,15 +1,3 @@
 """Fixtures of the tests of the command line."""
 
-import pytest
-
-from batch_platform.cli.proposal import trial
-from batch_platform.cli.proposal.choices import PARAMS
-
-
-@pytest.fixture
-def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let proposed models have few trees that learn fast, and be tried once: what these tests look at does not depend on them."""
-    monkeypatch.setattr(trial, "FOLDS", 1)
-    for target in ("classes", "numbers"):
-        monkeypatch.setitem(PARAMS[target], "max_iter", 10)
-        monkeypatch.setitem(PARAMS[target], "learning_rate", 0.4)
+from batch_platform_tests.harness.few_trees import few_trees  # noqa: F401 - a fixture

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import yaml
 
-from batch_platform_tests.cli.proposals import DAYS, START, orders
 from batch_platform_tests.harness.command_line import Answer
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, ObjectStore, object_store
+from batch_platform_tests.proposal.proposals import DAYS, START, orders
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 TABLE = orders()

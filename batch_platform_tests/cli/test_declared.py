@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.cli.declared import CRON
 from batch_platform.cli.instance import materialized_partitions, prepare_instance
 from batch_platform.cli.project import Project, find_project, shipped_project
 from batch_platform.components.dagster_internals import is_valid_cron_string
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.declared import CRON
 from batch_platform.pipeline.shipped import ALL, DEMOS_VARIABLE, shipped
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.harness.checkout import ROOT

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from batch_platform.pipeline.export import export, write_query
+from batch_platform.operations.export import export, write_query
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.command_line import REJECTED_DAY, REJECTED_ID, published

@@ -13,8 +13,8 @@ from batch_platform.components import checks, scoring
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import Wiring, clear_failures
 from batch_platform.declaration.errors import DataError, WarehouseBusyError
+from batch_platform.kernels.forest import arrays, compiled
 from batch_platform.models import bundle
-from batch_platform.models.forest import arrays, compiled
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.harness.events import evaluations, failure, partitions_of, upstream, value

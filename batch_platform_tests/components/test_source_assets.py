@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.features.sources.opening import Sources, SourceState
+from batch_platform.sources.opening import Sources, SourceState
 from batch_platform_tests.harness.deployment import Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import (
     small_events,

@@ -24,7 +24,7 @@ from batch_platform.declaration.errors import DeliveryError
 from batch_platform.declaration.inputs import IcebergTable
 from batch_platform.delivery.known import SINKS, replace_at_receiver
 from batch_platform.delivery.sink import Sink, Target
-from batch_platform.features.sources.iceberg import catalog_of
+from batch_platform.sources.iceberg import catalog_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.object_store import BUCKET

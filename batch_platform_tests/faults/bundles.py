@@ -15,9 +15,9 @@ from sklearn.preprocessing import FunctionTransformer
 from skops import io
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError
+from batch_platform.kernels.forest.ensembles import TREES_FILE
 from batch_platform.models import bundle
 from batch_platform.models.flavours import sklearn
-from batch_platform.models.forest.ensembles import TREES_FILE
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults import Case

@@ -15,8 +15,8 @@ CASES: dict[str, Case] = {
 # Tests that stand where what they need is at hand.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "F30": (
-        "pipeline/test_cleanup.py::test_f30_a_version_promoted_after_it_was_found_stays",
-        "pipeline/test_cleanup.py::test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted",
+        "operations/test_cleanup.py::test_f30_a_version_promoted_after_it_was_found_stays",
+        "operations/test_cleanup.py::test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted",
     ),
     "F32": (
         "components/test_schedules.py::test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse",
@@ -54,7 +54,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "delivery/test_sinks_conformance.py::test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held",
     ),
     "F55": (
-        "features/test_objects.py::test_f55_a_store_that_accepts_and_never_answers_is_named_in_time",
+        "sources/test_objects.py::test_f55_a_store_that_accepts_and_never_answers_is_named_in_time",
         "delivery/test_stores.py::test_f55_a_store_that_accepts_and_never_answers_fails_the_delivery_in_time",
     ),
     "F42": (
@@ -66,11 +66,11 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_unread_sources.py::test_f51_a_tick_and_the_check_name_a_source_that_cannot_be_looked_at",
     ),
     "F53": (
-        "pipeline/test_backup.py::test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home",
-        "pipeline/test_backup.py::test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored",
+        "operations/test_backup.py::test_f53_a_restore_that_is_killed_after_any_number_of_files_is_completed_and_until_then_nothing_uses_the_home",
+        "operations/test_backup.py::test_f53_a_home_whose_mark_of_a_restore_is_half_written_is_refused_and_restored",
     ),
     "F54": (
-        "pipeline/test_deletion.py::test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it",
+        "operations/test_deletion.py::test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_bundles_that_hold_it",
     ),
     "F59": (
         "declaration/test_redaction.py::test_f59_a_variable_that_holds_no_secret_changes_no_text",

@@ -157,9 +157,9 @@ def _live(task: Callable[..., None], arguments: dict[str, Any]) -> None:
 
 def compile_trees() -> None:
     """Load the compiled code that evaluates the trees of the small pipeline's model, here by means of a single leaf."""
-    from batch_platform.models.forest.arrays import flatten
-    from batch_platform.models.forest.ensembles import Constant, Ensemble, Tree
-    from batch_platform.models.forest.kernels import exponentials
+    from batch_platform.kernels.forest.arrays import flatten
+    from batch_platform.kernels.forest.ensembles import Constant, Ensemble, Tree
+    from batch_platform.kernels.forest.kernels import exponentials
 
     none, leaf = np.zeros(1, np.int64), np.full(1, -1)
     sets = np.zeros((0, 256), np.bool_)

@@ -24,8 +24,8 @@ from batch_platform.declaration.errors import (
     NothingPublishedError,
     WarehouseError,
 )
-from batch_platform.pipeline.cleanup import find_garbage
-from batch_platform.pipeline.export import export
+from batch_platform.operations.cleanup import find_garbage
+from batch_platform.operations.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of

@@ -16,10 +16,10 @@ import polars as pl
 
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.erase import erase_subject
+from batch_platform.operations.export import export
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.drop import drop_partitions
-from batch_platform.pipeline.erase import erase_subject
-from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import undelivered
 from batch_platform.reports.report import write_report

@@ -20,7 +20,7 @@ from batch_platform.declaration.explaining import LOST_FILE, explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.pipeline import cleanup
+from batch_platform.operations import cleanup
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline

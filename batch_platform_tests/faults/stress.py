@@ -26,7 +26,7 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from batch_platform.models.native_threads import let_waiting_threads_sleep
+from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
 from batch_platform_tests.faults.invariants import SCORED, changed_events

@@ -16,7 +16,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError, Sou
 from batch_platform.declaration.threads import THREADS_VARIABLE
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
-from batch_platform.features.sources.opening import Sources
+from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.small_pipeline import (

@@ -12,8 +12,8 @@ import pytest
 from batch_platform.features import build
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lake import BATCH_ROWS
-from batch_platform.features.sources import opening
-from batch_platform.features.sources.opening import Sources, bounded
+from batch_platform.sources import opening
+from batch_platform.sources.opening import Sources, bounded
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.small_pipeline import BERLIN, FEATURES_SQL, small_spec, write_small_project
 

@@ -24,12 +24,11 @@ from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
-from batch_platform.features.sources.opening import Sources
 from batch_platform.features.spark.jobs import FailedTask
 from batch_platform.features.spark.session import spark_session
+from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.features.delta_tables import ODD, odd_table
 from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
@@ -41,6 +40,7 @@ from batch_platform_tests.harness.small_pipeline import (
     write_small_project,
 )
 from batch_platform_tests.harness.spark_cluster import CONF, SparkCluster
+from batch_platform_tests.sources.delta_tables import ODD, odd_table
 
 CATALOG = {"parquet": None, "spark_table": "sales.events"}
 NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts

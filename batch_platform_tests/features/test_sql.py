@@ -18,10 +18,10 @@ import pytest
 from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.features.query import Query
-from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.postgres_server import Server, postgres_server
 from batch_platform_tests.harness.small_pipeline import (

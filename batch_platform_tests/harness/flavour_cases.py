@@ -12,12 +12,12 @@ import polars as pl
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
+from batch_platform.kernels.forest.compiled import NOT_TREES
 from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.fitting import fit
 from batch_platform.models.flavours.known import FLAVOURS, flavour_of
-from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.reference import ReferenceProfile
 
 Expected = Callable[[pl.DataFrame], Any]

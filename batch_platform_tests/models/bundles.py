@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from batch_platform.declaration.model import Model
+from batch_platform.kernels.forest.compiled import NOT_TREES
 from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
 from batch_platform.models.contract import Contract, ContractColumn
 from batch_platform.models.declared_model import make_estimator
-from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.reference import ReferenceProfile
 
 CONTRACT = Contract(

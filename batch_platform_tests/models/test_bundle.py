@@ -16,6 +16,9 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.kernels.forest import arrays
+from batch_platform.kernels.forest.compiled import Compilation
+from batch_platform.kernels.linear.arrays import LINEAR_FILE
 from batch_platform.models.bundle import (
     FORMAT,
     WITHOUT_PRIOR,
@@ -26,9 +29,6 @@ from batch_platform.models.bundle import (
 )
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE
-from batch_platform.models.forest import arrays
-from batch_platform.models.forest.compiled import Compilation
-from batch_platform.models.linear.arrays import LINEAR_FILE
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform_tests.models.bundles import CONTRACT, ESTIMATORS, manifest, rows, written
 

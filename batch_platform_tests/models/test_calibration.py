@@ -19,15 +19,15 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
-from batch_platform.models.bundle import Manifest, read_manifest
-from batch_platform.models.declared_model import check_model
-from batch_platform.models.fitting import Fitted, fit, refit
-from batch_platform.models.forest.compiled import (
+from batch_platform.kernels.forest.compiled import (
     CompilablePredictor,
     plain_from_file,
     proven_from_file,
     proven_predictor,
 )
+from batch_platform.models.bundle import Manifest, read_manifest
+from batch_platform.models.declared_model import check_model
+from batch_platform.models.fitting import Fitted, fit, refit
 from batch_platform.models.refinements.calibration import CALIBRATION
 from batch_platform.models.refinements.known import refinement_named
 from batch_platform.models.refinements.learning import Declared

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch_platform.kernels.forest.counting import add_mixed, at_least
 from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.counting import WORTH_COMPILING, counted_by_segment, counted_cells, counted_profile
-from batch_platform.models.forest.counting import add_mixed, at_least
 from batch_platform.models.reference import _bins_of_output, _places, _prediction
 from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
 from batch_platform.monitoring.rows import row_hashes

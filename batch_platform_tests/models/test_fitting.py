@@ -23,11 +23,11 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
+from batch_platform.models.contract import Positive
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import judge
 from batch_platform.models.judged import JudgedScores
-from batch_platform.models.positive import Positive
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 from batch_platform_tests.harness.tiers import crossed
 from batch_platform_tests.models.training_rows import FEATURES, HGB, data

@@ -17,13 +17,13 @@ import pytest
 
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.kernels.forest.compiled import CompilablePredictor, prove
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature
 from batch_platform.models.declared_model import check_flavours
 from batch_platform.models.flavours import keras
 from batch_platform.models.flavours.flavour import Flavour, as_scores
 from batch_platform.models.flavours.known import FLAVOURS, flavour
-from batch_platform.models.forest.compiled import CompilablePredictor, prove
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.flavour_cases import CASES, EXTRAS, Kept, keep, table
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec

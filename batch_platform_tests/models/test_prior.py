@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
+from batch_platform.kernels.forest.compiled import CompiledPredictor
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
-from batch_platform.models.forest.compiled import CompiledPredictor
 from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.refinement import Applied, Refined, refined
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline

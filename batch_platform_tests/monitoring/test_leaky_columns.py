@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from batch_platform.models.native_threads import one_thread
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.leakage import suspected_leaks
 
 pytestmark = pytest.mark.unit

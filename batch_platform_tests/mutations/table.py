@@ -189,10 +189,10 @@ MUTATIONS = (
     ),
     Mutation(
         "gc removes a version that was promoted once",
-        "pipeline/cleanup.py",
+        "operations/cleanup.py",
         'if "approved" in actions or version.created_at >= before:',
         "if version.created_at >= before:",
-        ("pipeline/test_cleanup.py",),
+        ("operations/test_cleanup.py",),
     ),
     # Budgets, contracts and drift
     Mutation(
@@ -219,10 +219,10 @@ MUTATIONS = (
     # Sources and deliveries
     Mutation(
         "a source file that is replaced by one of the same size is not read again",
-        "features/sources/files.py",
+        "sources/files.py",
         "facts += [str(path.relative_to(head)), str(state.size), state.mark]",
         "facts += [str(path.relative_to(head)), str(state.size)]",
-        ("features/test_sources.py", "features/test_source_kinds.py", "pipeline/test_staleness.py"),
+        ("sources/test_sources.py", "sources/test_source_kinds.py", "pipeline/test_staleness.py"),
     ),
     Mutation(
         "a partition that is scored again is not delivered again",
@@ -258,22 +258,22 @@ MUTATIONS = (
         "monitoring/segments.py",
         'pl.col("key").n_unique()',
         "pl.len()",
-        ("monitoring/test_segments.py", "monitoring/test_measures.py", "pipeline/test_deletion.py"),
+        ("monitoring/test_segments.py", "monitoring/test_measures.py", "operations/test_deletion.py"),
     ),
     # Kernels
     Mutation(
         "a value on its threshold goes right, by NumPy",
-        "models/forest/plain.py",
+        "kernels/forest/plain.py",
         "value <= nodes.threshold[node]",
         "value < nodes.threshold[node]",
-        ("models/test_structure.py", "models/test_forest.py", "models/test_trees_file.py"),
+        ("kernels/test_structure.py", "kernels/test_forest.py", "kernels/test_trees_file.py"),
     ),
     Mutation(
         "a missing value goes right as a large one does, compiled",
-        "models/forest/kernels.py",
+        "kernels/forest/kernels.py",
         "= missing if absent else rank",
         "= rank",
-        ("models/test_structure.py", "models/test_forest.py"),
+        ("kernels/test_structure.py", "kernels/test_forest.py"),
     ),
     # Secrets, erased subjects and the lock
     Mutation(
@@ -288,7 +288,7 @@ MUTATIONS = (
         "warehouse/erasures.py",
         "kept &= ~np.asarray(gone, dtype=bool)",
         "kept = ~np.asarray(gone, dtype=bool)",
-        ("warehouse/test_erasures.py", "pipeline/test_deletion.py"),
+        ("warehouse/test_erasures.py", "operations/test_deletion.py"),
     ),
     Mutation(
         "two processes hold the warehouse at once",

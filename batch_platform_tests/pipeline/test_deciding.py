@@ -11,12 +11,12 @@ import pytest
 from batch_platform.declaration.errors import DataError, TrainingRefusedError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.pooled import pooled_performance
+from batch_platform.operations.export import export
+from batch_platform.operations.trace import trace
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
-from batch_platform.pipeline.export import export
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.trace import trace
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.verify import verify

@@ -10,7 +10,7 @@ import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Registry
-from batch_platform.pipeline.cleanup import remove_old_rows
+from batch_platform.operations.cleanup import remove_old_rows
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.retention import expired

@@ -18,7 +18,7 @@ from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.pipeline.cleanup import find_garbage
+from batch_platform.operations.cleanup import find_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.wanted import PlanRequest

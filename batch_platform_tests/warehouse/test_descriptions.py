@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.erase import erase_subject
+from batch_platform.operations.erase import erase_subject
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, Description, tables_of_pipelines
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns

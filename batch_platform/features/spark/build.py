@@ -22,13 +22,13 @@ from batch_platform.declaration.errors import EngineError, SourceError, listed
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
-from batch_platform.features.sources.kind import ParquetFiles, SourceState, SourceTable
-from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
 from batch_platform.features.spark.files import identifier, rows_in_catalog, rows_of
 from batch_platform.features.spark.jobs import SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
 from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.sources.kind import ParquetFiles, SourceState, SourceTable
+from batch_platform.sources.opening import SourceConnection, Sources, bounded
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.sources.kind import ParquetFiles, unused_name
+from batch_platform.sources.kind import ParquetFiles, unused_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.sources.objects import ObjectPath, StoreError, hint_for, opened_store
+from batch_platform.sources.objects import ObjectPath, StoreError, hint_for, opened_store
 from batch_platform.warehouse.home import Home
 
 MARK = "driver"  # object by which a task sees that it reaches the store

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 import batch_platform
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.sources.objects import StoreError
 from batch_platform.features.spark.staging import ObjectStaging
+from batch_platform.sources.objects import StoreError
 
 if TYPE_CHECKING:
     from pyspark import TaskContext

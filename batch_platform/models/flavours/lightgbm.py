@@ -7,11 +7,11 @@ from typing import Any
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.extras import needed
+from batch_platform.kernels.forest.boosters import read_lightgbm
+from batch_platform.kernels.forest.structure import malformed
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import STOPPING, BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
-from batch_platform.models.forest.boosters import read_lightgbm
-from batch_platform.models.forest.structure import malformed
 
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}

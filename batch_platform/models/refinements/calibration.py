@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, counted, listed
-from batch_platform.models.contract import BINARY, Predictor, decisions
-from batch_platform.models.forest.ensembles import c_exponentials
+from batch_platform.kernels.forest.ensembles import c_exponentials
+from batch_platform.kernels.predictor import Predictor, decisions
+from batch_platform.models.contract import BINARY
 from batch_platform.models.refinements.refinement import (
     Check,
     Learned,

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.contract import Predictor, Signature
-from batch_platform.models.forest.compiled import CompilablePredictor, CompiledPredictor, inputs_of
-from batch_platform.models.forest.ensembles import Finish, NotCompilableError, Parts, require
-from batch_platform.models.forest.plain import PlainPredictor
-from batch_platform.models.linear.arrays import Linear, LinearPredictor
-from batch_platform.models.linear.estimators import sources_of
+from batch_platform.kernels.forest.compiled import CompilablePredictor, CompiledPredictor, inputs_of
+from batch_platform.kernels.forest.ensembles import Finish, NotCompilableError, Parts, require
+from batch_platform.kernels.forest.plain import PlainPredictor
+from batch_platform.kernels.linear.arrays import Linear, LinearPredictor
+from batch_platform.kernels.linear.estimators import sources_of
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Signature
 
 Matrix = NDArray[np.float64]
 LOG_ODDS, LOG_SHARE, PROBABILITY, LABEL, LOG_LABEL = (
@@ -90,7 +91,7 @@ def _made(model: Predictor, signature: Signature, means: Sequence[Matrix]) -> Ex
 
 
 def _of_trees(parts: Parts, signature: Signature) -> Explainer:
-    from batch_platform.models.forest.contributions import contributions_to  # imports numba
+    from batch_platform.kernels.forest.contributions import contributions_to  # imports numba
 
     ensemble, columns = parts.ensemble, parts.columns
     owners = sources_of([getattr(step, "__self__", step) for step in parts.steps], columns)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import BatchPlatformError, TrainingRefusedError
 from batch_platform.features.history import TrainingData
-from batch_platform.models.contract import Predictor, Signature
+from batch_platform.kernels.native_threads import one_thread
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Signature
 from batch_platform.models.judged import outcomes_of
-from batch_platform.models.native_threads import one_thread
 from batch_platform.models.refinements.refinement import (
     Applied,
     Check,

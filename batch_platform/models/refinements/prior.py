@@ -21,7 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.features.history import TrainingData
-from batch_platform.models.contract import ClassLabel, Predictor
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import ClassLabel
 from batch_platform.models.refinements.refinement import Learned, Refinement, Unseen
 from batch_platform.monitoring.metrics import as_truth
 

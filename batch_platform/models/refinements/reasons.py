@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
+from batch_platform.kernels.forest.ensembles import NotCompilableError
 from batch_platform.models.contract import Contract
-from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.refinements.explained import explainer_of, linear_means
 from batch_platform.models.refinements.refinement import Batch, Check, Learned, Refinement, Unseen, model_of
 

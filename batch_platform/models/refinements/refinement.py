@@ -18,7 +18,8 @@ from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.reasons import Reasons
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
-from batch_platform.models.contract import Predictor, Signature
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Signature
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes
 
 # What a refinement has learned: numbers, texts, arrays of numbers, and lists and dicts of these. It is kept as JSON, from which a

@@ -21,8 +21,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.threads import threads as available_threads
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
+from batch_platform.kernels.native_threads import one_thread, one_thread_here
 from batch_platform.models.bundle import Bundle
-from batch_platform.models.native_threads import one_thread, one_thread_here
 from batch_platform.scoring.orders import OpenModels, OpenOrder, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
     Numbered,

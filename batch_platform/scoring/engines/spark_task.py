@@ -33,7 +33,7 @@ from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.spark.parts import FilePart, ReadPart, Stretches, stretches_of
 from batch_platform.features.spark.staging import ObjectStaging
 from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
-from batch_platform.models.native_threads import one_thread
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.agreement import Agreement
 from batch_platform.scoring.orders import BundleFolder, OpenModels, OpenOrder, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
