@@ -53,7 +53,7 @@ def test_the_everyday_tier_tests_every_engine_flavour_and_kind_of_source(everyda
     assert {f"scoring/test_{engine}_engine.py" for engine in ENGINES} <= files
     flavours = {flavour for test in everyday for flavour in re.findall(r"models/test_flavours\.py::\w+\[(\w+) ", test)}
     assert flavours >= {*FLAVOURS}
-    kinds = {kind for test in everyday for kind in re.findall(r"features/test_source_kinds\.py::\w+\[(\w+)", test)}
+    kinds = {kind for test in everyday for kind in re.findall(r"sources/test_source_kinds\.py::\w+\[(\w+)", test)}
     assert kinds >= {name for name, kind in SOURCE_KINDS.items() if not kind.only_on_spark}
     assert any(ON_SPARK in test for test in everyday)
 
