@@ -37,6 +37,7 @@ ORDER = (
     "models",
     "scoring",
     "delivery",
+    "planning",
     "pipeline",
     "operations",
     "reports",

@@ -40,8 +40,8 @@ from batch_platform.pipeline.recorded import (
     recorded_models,
     recorded_predictions,
 )
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
+from batch_platform.planning.state import State
 from batch_platform.scoring import engines
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues

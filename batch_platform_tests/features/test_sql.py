@@ -19,8 +19,8 @@ from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.features.query import Query
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.postgres_server import Server, postgres_server
@@ -343,12 +343,12 @@ def test_only_the_partition_whose_rows_changed_in_the_database_is_due(tmp_path, 
     key = f"{LAST_DAY}"
     execute(server, f"UPDATE events SET amount = amount + 1 WHERE (ts AT TIME ZONE 'Europe/Berlin')::date = '{key}'")
     ticking = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
-    assert ticking.published_state(most_bytes=0).changed == {}  # a tick has no time to read so much
-    assert ticking.published_state(most_bytes=1 << 40).changed.keys() == {key}
+    assert ticking.published_state(most_bytes=0).seen.changed == {}  # a tick has no time to read so much
+    assert ticking.published_state(most_bytes=1 << 40).seen.changed.keys() == {key}
     assert due(pipeline) == {key: "rows of source 'events' changed"}
     carry_out(pipeline, NOW)
     assert due(pipeline, recheck=True) == {}
     execute(server, "DELETE FROM events WHERE ts < '2024-02-02'")
     assert due(pipeline) == {}  # long ago
     assert due(pipeline, recheck=True) == {}  # nothing is built from nothing
-    assert "no longer holds its rows" in pipeline.state(recheck=True).gone["2024-02-01"]
+    assert "no longer holds its rows" in pipeline.state(recheck=True).seen.gone["2024-02-01"]

@@ -30,8 +30,8 @@ from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.batch import SAMPLES, score_batch
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of

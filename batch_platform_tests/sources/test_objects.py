@@ -15,7 +15,7 @@ from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.inputs import STORES
-from batch_platform.pipeline.state import features_due
+from batch_platform.planning.artifacts import features_due
 from batch_platform.sources.objects import StoreError, _objects_for_reading, listed_once
 from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.home import Home
@@ -208,7 +208,7 @@ def test_a_replaced_object_makes_its_partition_due_and_a_dead_store_makes_none_d
     assert due() == {SECOND.key: "a source file changed"}
     own_store.kill()
     state = pipeline.state()
-    assert set(state.gone.values()) == {"what it reads of source 'events' cannot be looked up now"}
+    assert set(state.seen.gone.values()) == {"what it reads of source 'events' cannot be looked up now"}
     with pytest.raises(
         SourceError, match=r"\(sources\.events\.parquet\): s3://lake/.* cannot be read \(Could not connect"
     ):
