@@ -142,6 +142,11 @@ def _sniffed(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str) -> t
         return con.sql(f"FROM sniff_csv({', '.join(filter(None, arguments))})").pl().row(0, named=True)
 
     seen, lenient = with_any_line_break(see)
+    if seen["SkipRows"] and not seen["HasHeader"]:  # as for a last line with a value too many, all that is then read
+        width, line = len(seen["Columns"]), seen["SkipRows"] + 1
+        problem = f" cannot be read: line {line:,} has {width} values, and no line before it has as many."
+        hint = "give each line as many values as the header; a value that holds a delimiter needs quotes."
+        raise table.error(problem, hint)
     if lenient or len(seen["Columns"]) == 1:
         _require_even_lines(con, table, path, seen, lenient)
     return seen, lenient

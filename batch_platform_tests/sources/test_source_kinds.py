@@ -392,6 +392,14 @@ def test_a_csv_file_whose_lines_do_not_all_end_alike_is_read(folder, text):
         seen(declared(folder, {"csv": "a.csv"}))
 
 
+@pytest.mark.parametrize("rows", [3, 60])
+def test_a_csv_file_whose_last_line_has_a_value_too_many_is_refused(folder, rows):
+    (folder / "a.csv").write_text("x,s\n" + "1,a\n" * rows + "2,3,b\n")
+    hint = "Hint: give each line as many values as the header; a value that holds a delimiter needs quotes"
+    with pytest.raises(SourceError, match=f"line {rows + 2} has 3 values, and no line before it has as many. {hint}"):
+        seen(declared(folder, {"csv": "a.csv"}))
+
+
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_number_far_down_is_not_rounded(folder, kind):
     table = pl.DataFrame({"x": [1.0] * 30_000 + [1.5], "text": ["1"] * 30_000 + ["one"]})
