@@ -53,10 +53,10 @@ from batch_platform.features.row_checks import (
 from batch_platform.features.spark.build import SparkFeatures
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.windows import RowsAhead, how_many_first, how_many_next, rows_within
-from batch_platform.sources.files import files_size
+from batch_platform.sources.files import PARQUET
 from batch_platform.sources.kind import SourceState
+from batch_platform.sources.known import only_spark_reads
 from batch_platform.sources.opening import SourceConnection, Sources
-from batch_platform.sources.spark_table import only_spark_reads
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
@@ -133,7 +133,7 @@ class FeatureBuilder:
         if not isinstance(self.query, Query) or len(self.spec.features.key) > 1 or not self.query.keeps_order:
             return None
         tables = [self.sources.table(name, partition) for name in self.own_feature_sources]
-        large = any(table.source.kind == "parquet" and files_size(table) > LARGE_BYTES for table in tables)
+        large = any(table.source.kind == "parquet" and PARQUET.size(table) > LARGE_BYTES for table in tables)
         return self.query if large else None
 
     @cached_property
@@ -558,7 +558,7 @@ class FeatureSession:
     def versions(self, partition: Partition) -> dict[str, str]:
         """The versions of the sources of a partition, whose rows may be newer and never older; may raise SourceError."""
         sources, names = self._builder.sources, self._builder.built_from
-        held = [name for name in names if sources.kind(name).session is not None]
+        held = [name for name in names if sources.kind(name).keeps_session]
         versions = sources.versions(partition, [name for name in names if name not in held])
         return versions | (self._opened(partition).versions(partition, held) if held else {})
 

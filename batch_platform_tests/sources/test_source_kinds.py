@@ -22,7 +22,7 @@ from pyiceberg.catalog import load_catalog
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
-from batch_platform.sources.files import PARQUET, files_of
+from batch_platform.sources.files import Files, files_of
 from batch_platform.sources.kind import SourceTable, create_view
 from batch_platform.sources.opening import SOURCE_KINDS, Sources
 from batch_platform.warehouse.database import Warehouse
@@ -45,20 +45,26 @@ def lines_relation(table: SourceTable) -> str:
     return f"read_csv([{files}], delim = '|', header = true)"
 
 
-LINES = replace(  # registered by the tests as a user of the package would
-    PARQUET,
-    description=lambda source: f"the lines of `{source.location}`",
-    view=lambda con, table: create_view(con, table.name, lines_relation(table)),
-    frame=lambda con, table: con.sql(f"FROM {lines_relation(table)}").pl().lazy(),
-    endings=(".lines",),
-)
+class Lines(Files):
+    """A kind that the tests register as a user of the package would."""
+
+    endings = (".lines",)
+
+    def description(self, source):
+        return f"the lines of `{source.location}`"
+
+    def view(self, con, table):
+        create_view(con, table.name, lines_relation(table))
+
+    def frame(self, con, table):
+        return con.sql(f"FROM {lines_relation(table)}").pl().lazy()
 
 
 @pytest.fixture(autouse=True)
 def lines(monkeypatch):
     """The kind from outside."""
     monkeypatch.setitem(SOURCE_KEYS, "lines", str)
-    monkeypatch.setitem(SOURCE_KINDS, "lines", LINES)
+    monkeypatch.setitem(SOURCE_KINDS, "lines", Lines())
 
 
 def write_database(path: Path, table: pl.DataFrame) -> None:
