@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import polars as pl
@@ -38,8 +40,8 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.records import Lineage
-from batch_platform.features.query import Query
+from batch_platform.features.origins import Lineage
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.features.row_checks import (
     OutOfOrderError,
     RepeatedKeysError,
@@ -50,8 +52,6 @@ from batch_platform.features.row_checks import (
     rows_outside,
     with_weights,
 )
-from batch_platform.features.spark.build import SparkFeatures
-from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.windows import RowsAhead, how_many_first, how_many_next, rows_within
 from batch_platform.sources.files import PARQUET
 from batch_platform.sources.kind import SourceState
@@ -60,6 +60,10 @@ from batch_platform.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
+if TYPE_CHECKING:
+    from batch_platform.spark.features import SparkFeatures
+
+SPARK_FEATURES = "batch_platform.spark.features"  # imported by name: it stands above this room
 # Leaves rows out of batches, and adds the number of each batch.
 LeaveOut = Callable[[Iterator[pa.RecordBatch], list[int]], Iterator[pa.RecordBatch]]
 # When to look, how long to wait, who writes it.
@@ -269,7 +273,8 @@ class FeatureBuilder:
         with ExitStack() as stack:
             on_spark = None
             if isinstance(self.query, SparkQuery) and spill is not None:
-                on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
+                made_by = import_module(SPARK_FEATURES).SparkFeatures
+                on_spark = stack.enter_context(made_by(self.spec, self.sources, self.query, spill))
             names = self.opened(self.label_sources if labels else self.built_from)
             yield FeatureSession(
                 self,
@@ -287,7 +292,7 @@ class FeatureSession:
         self,
         builder: FeatureBuilder,
         connect: Callable[[Partition], SourceConnection],
-        on_spark: SparkFeatures | None = None,
+        on_spark: "SparkFeatures | None" = None,
         ahead: Sequence[Partition] = (),
         leave_out: LeaveOut | None = None,
     ) -> None:
@@ -523,7 +528,7 @@ class FeatureSession:
         return self._spark.state(name, partition)
 
     @property
-    def _spark(self) -> SparkFeatures:
+    def _spark(self) -> "SparkFeatures":
         if self._on_spark is None:
             msg = f"{self._builder.spec.name}: its features are made on Spark, which this does not start."
             raise WrongUseError(msg, hint="build them with batch-platform run.")
@@ -595,6 +600,6 @@ def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition)
 def _lineage(
     query: Query | SparkQuery, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None
 ) -> Lineage:
-    from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
+    from batch_platform.features.lineage import column_lineage  # imports sqlglot, which takes its time
 
     return column_lineage(query.text, sources, columns, query.dialect)

@@ -22,9 +22,8 @@ import duckdb
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Calendar, Partition
 from batch_platform.declaration.errors import SourceError
-from batch_platform.features.lineage.records import RowsRead
-from batch_platform.features.query import Query
-from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.origins import RowsRead
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.sources.kind import SourceTable, digest
 from batch_platform.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
@@ -242,7 +241,7 @@ class DatedSources:
         spec = self.sources.spec
         read = RowsRead()
         if self.query is not None:
-            from batch_platform.features.lineage.rows import rows_read  # importing sqlglot is slow
+            from batch_platform.features.lineage import rows_read  # importing sqlglot is slow
 
             read = rows_read(self.query.text, name, self.query.dialect)
         declared, driving = spec.sources[name].time, spec.features.driving

@@ -33,10 +33,8 @@ from batch_platform.features.fingerprints import (
     Taken,
     is_recent,
 )
-from batch_platform.features.kept import Learnable, LearnableRows, RecentLabels
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import SEED, Sample, class_counts
 from batch_platform.features.training_data import (
     ENTITY,
     FIRST_HALF,
@@ -44,8 +42,14 @@ from batch_platform.features.training_data import (
     PARTITION_START,
     ROW,
     ROW_TIME,
+    SEED,
+    Learnable,
+    LearnableRows,
+    RecentLabels,
     Rows,
+    Sample,
     TrainingData,
+    class_counts,
 )
 from batch_platform.sources.objects import absence
 from batch_platform.warehouse.home import Home, feature_file_name

@@ -16,7 +16,7 @@ from batch_platform.declaration.errors import NothingPublishedError, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.redaction import redact
-from batch_platform.sources.drivers import is_sqlite
+from batch_platform.sources.adbc import is_sqlite
 from batch_platform.sources.files import Files, files_of
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, holder_of

@@ -13,9 +13,8 @@ from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.sources.adbc import Session, Statement
+from batch_platform.sources.adbc import Session, Statement, decimal_of
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
-from batch_platform.sources.postgresql_values import decimal_of
 from batch_platform.warehouse.sql import quoted
 
 _REFUSED = ("money",)  # types that come as other numbers than they hold

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from batch_platform.defs.flight_delays import sources as shipped
-from batch_platform.features.lineage.columns import column_lineage, lines_of
-from batch_platform.features.lineage.records import Lineage, SourceColumn
+from batch_platform.features.lineage import column_lineage, lines_of
+from batch_platform.features.origins import Lineage, SourceColumn
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.features.sample import Sample
+from batch_platform.features.training_data import Sample
 from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit

@@ -22,11 +22,11 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
-from batch_platform.features.lineage.records import RowsRead, SourceColumn
-from batch_platform.features.lineage.spark_sql import spark_statement
-from batch_platform.features.spark.jobs import FailedTask
-from batch_platform.features.spark.session import spark_session
+from batch_platform.features.lineage import spark_statement
+from batch_platform.features.origins import RowsRead, SourceColumn
 from batch_platform.sources.opening import Sources
+from batch_platform.spark.jobs import FailedTask
+from batch_platform.spark.session import spark_session
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
