@@ -24,6 +24,16 @@ from batch_platform.features.origins import ROWS, ColumnLineage, Lineage, RowsRe
 OWN_SCHEMAS = ("", "main", "temp")
 DUCKDB = "duckdb"  # dialect of SQL
 _DECIDES = " decides"  # name of the column that is added to each SELECT; no user's column has it
+_START, _END = "partition_start", "partition_end"
+_TABLE_FUNCTIONS = frozenset(  # functions in the place of a table that read no table
+    {
+        "range",
+        "stack",
+        "json_tuple",
+        *(f"{name}{end}" for name in ("explode", "posexplode", "inline") for end in ("", "_outer")),
+    }
+)
+_CALLS_JAVA = frozenset({"reflect", "try_reflect", "java_method"})
 
 
 def column_lineage(
@@ -248,9 +258,6 @@ def _tables(scope: Scope) -> Iterator[exp.Table]:
         yield from _tables(side)
 
 
-_START, _END = "partition_start", "partition_end"
-
-
 @lru_cache(maxsize=256)
 def rows_read(sql: str, source: str, dialect: str = DUCKDB) -> RowsRead:
     """The rows of a source that one SELECT can read, by a time in DuckDB's dialect; all that is not certain may matter."""
@@ -331,17 +338,6 @@ def _names(tree: exp.Expr, tables: list[exp.Table]) -> frozenset[str] | None:
     if unnamed or whole:
         return None
     return frozenset(identifier.name.lower() for identifier in tree.find_all(exp.Identifier))
-
-
-_TABLE_FUNCTIONS = frozenset(  # functions in the place of a table that read no table
-    {
-        "range",
-        "stack",
-        "json_tuple",
-        *(f"{name}{end}" for name in ("explode", "posexplode", "inline") for end in ("", "_outer")),
-    }
-)
-_CALLS_JAVA = frozenset({"reflect", "try_reflect", "java_method"})
 
 
 @dataclass(frozen=True)

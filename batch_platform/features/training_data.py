@@ -17,6 +17,11 @@ from batch_platform.declaration.calendar import Calendar
 # the same wherever and whenever it is computed; in snapshots they say whether they are in the first half of the rows held out.
 ROW_TIME, ENTITY, PARTITION_START, GROUP, ROW = "__row_time", "__entity", "__partition_start", "__group", "__row"
 FIRST_HALF = "__first_half"
+SEED = 0
+_CLASS, _DRAW = "__class", "__draw"
+_SLACK = 4  # how many times the size of the sample is held before rows are dropped
+MOST_LABEL_BYTES = 256 << 20
+MOST_ROW_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,6 @@ def known_at(instant: datetime, rows: pl.DataFrame, known_from: Mapping[datetime
     return ~rows[PARTITION_START].is_in(pl.Series(late, dtype=pl.Datetime("us", "UTC")).implode())
 
 
-SEED = 0
-_CLASS, _DRAW = "__class", "__draw"
-_SLACK = 4  # how many times the size of the sample is held before rows are dropped
-
-
 class Sample:
     """Draws a sample from frames as they come."""
 
@@ -250,10 +250,6 @@ def _shares(counts: Mapping[str, int], most: int) -> dict[str, int]:
     while sum(shares.values()) > most:
         shares[max(shares, key=lambda name: (shares[name], name))] -= 1
     return shares
-
-
-MOST_LABEL_BYTES = 256 << 20
-MOST_ROW_BYTES = 512 << 20
 
 
 class RecentLabels:

@@ -54,6 +54,13 @@ _TABLES = {
     "postgresql": "SELECT table_schema || '.' || table_name FROM information_schema.tables",
     "sqlite": "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')",
 }
+_SQLITE_START = b"SQLite format 3\0"  # the first bytes of every file of SQLite
+_IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
+_PREFIX = re.compile(r"^[A-Z_]+: (\[\w+\] )?(Failed to [a-z ]+: )?(ERROR: +)?")
+_PRIMARY = b"PG_DIAG_MESSAGE_PRIMARY"  # the error of PostgreSQL in a sentence
+_LONGEST_WAIT = 10  # seconds for a server to answer, unless the address says otherwise
+_LONGEST_REASON = 300  # characters
+_MOST_DIGITS = 38  # a DECIMAL of DuckDB has no more
 
 
 @dataclass(frozen=True)
@@ -349,14 +356,6 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-_SQLITE_START = b"SQLite format 3\0"  # the first bytes of every file of SQLite
-_IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
-_PREFIX = re.compile(r"^[A-Z_]+: (\[\w+\] )?(Failed to [a-z ]+: )?(ERROR: +)?")
-_PRIMARY = b"PG_DIAG_MESSAGE_PRIMARY"  # the error of PostgreSQL in a sentence
-_LONGEST_WAIT = 10  # seconds for a server to answer, unless the address says otherwise
-_LONGEST_REASON = 300  # characters
-
-
 @dataclass(frozen=True)
 class Driver:
     """The driver of a database."""
@@ -406,9 +405,6 @@ def reason_of(error: Exception, database: Database) -> str:
     raw = details[_PRIMARY].decode() if _PRIMARY in details else str(error).partition("Query was: ")[0]
     text = _PREFIX.sub("", " ".join(raw.split())).replace(database.uri, database.address)
     return redact(text)[:_LONGEST_REASON].rstrip(". ")
-
-
-_MOST_DIGITS = 38  # a DECIMAL of DuckDB has no more
 
 
 @dataclass(frozen=True)

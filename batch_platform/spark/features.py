@@ -48,6 +48,8 @@ _PRINTING = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")  # loggers 
 _IN_PYTHON = "PYTHON_EXCEPTION"  # the condition of what a task of ours raises
 _AGAIN = "nothing of the partition was built; run again once the cluster is well."
 Connect = Callable[[], SourceConnection]
+_SCHEME = re.compile("^file:/+")
+_DEFECT = "this is a defect of this package; please report it."
 
 
 class SparkFeatures:
@@ -359,10 +361,6 @@ def _quiet() -> Generator[None]:
     finally:
         for logger, disabled in zip(loggers, former, strict=True):
             logger.disabled = disabled
-
-
-_SCHEME = re.compile("^file:/+")
-_DEFECT = "this is a defect of this package; please report it."
 
 
 def identifier(name: str) -> str:

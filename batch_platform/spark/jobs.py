@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
+SECONDS_BETWEEN_LOOKS = 1.0  # reading the progress of jobs takes processor time of the driver, in Python and Java
+POLL = 0.25  # seconds, until cancelled jobs have ended
+MORE_MEMORY = "give the executors more memory, as spark.executor.memory in engine.spark.conf, and run again."
+SECONDS_BETWEEN_LINES = 10  # progress lines in the log
+Result = TypeVar("Result")
+_FAILED_TASK = re.compile(r"Task (\d+) in stage \S+ failed (\d+) times?, most recent failure: [^:]*: ?(.*)", re.DOTALL)
+_EXCLUDED = re.compile(  # each machine was excluded, as spark.excludeOnFailure lets Spark do
+    r"because task (\d+) \(partition \d+\)\s+cannot run anywhere .*?Lost task \d+\.(\d+) in stage [^:]*: ?(.*)",
+    re.DOTALL,
+)
+_EXECUTOR = re.compile(r"\(TID \d+\) \((\S+) executor ")
+_NO_ROOM = re.compile(r"[^\n]*\b(?:No space left on device|File too large|Disk quota exceeded)")
+_OURS = re.compile(r"batch_platform\.declaration\.errors\.\w+: (.+?)(?: Hint: (.+))?$")
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -149,22 +164,6 @@ def cluster_of(session: "SparkSession", declared: str) -> Cluster:
     if not is_remote(session):
         return OwnJava(session)
     return ConnectServer(session, without_secrets(declared) if is_connect(declared) else "Spark Connect")
-
-
-SECONDS_BETWEEN_LOOKS = 1.0  # reading the progress of jobs takes processor time of the driver, in Python and Java
-POLL = 0.25  # seconds, until cancelled jobs have ended
-MORE_MEMORY = "give the executors more memory, as spark.executor.memory in engine.spark.conf, and run again."
-SECONDS_BETWEEN_LINES = 10  # progress lines in the log
-Result = TypeVar("Result")
-_FAILED_TASK = re.compile(r"Task (\d+) in stage \S+ failed (\d+) times?, most recent failure: [^:]*: ?(.*)", re.DOTALL)
-_EXCLUDED = re.compile(  # each machine was excluded, as spark.excludeOnFailure lets Spark do
-    r"because task (\d+) \(partition \d+\)\s+cannot run anywhere .*?Lost task \d+\.(\d+) in stage [^:]*: ?(.*)",
-    re.DOTALL,
-)
-_EXECUTOR = re.compile(r"\(TID \d+\) \((\S+) executor ")
-_NO_ROOM = re.compile(r"[^\n]*\b(?:No space left on device|File too large|Disk quota exceeded)")
-_OURS = re.compile(r"batch_platform\.declaration\.errors\.\w+: (.+?)(?: Hint: (.+))?$")
-_log = logging.getLogger(__name__)
 
 
 def spark_errors() -> tuple[type[Exception], ...]:

@@ -44,6 +44,11 @@ from batch_platform.spark.staging import FULL_DISK, ObjectStaging, require_fit, 
 Stretches = Mapping[tuple[int, int], str]  # XXH3 (128 bits) of the bytes from a first position to before a last one
 _TAIL = 8  # bytes: the length of the footer, and the magic number
 _MAGIC = b"PAR1"
+SUMMARY = "task long, summary binary"  # the columns that a task returns, as Spark writes a schema
+MEMORY_OF_PYTHON = (
+    "give the executors more memory for Python, as spark.executor.memoryOverhead in engine.spark.conf, and run again."
+)
+_LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
 
 
 @dataclass(frozen=True)
@@ -175,13 +180,6 @@ class _Held(io.RawIOBase):
         buffer[: len(block)] = block
         self._at += len(block)
         return len(block)
-
-
-SUMMARY = "task long, summary binary"  # the columns that a task returns, as Spark writes a schema
-MEMORY_OF_PYTHON = (
-    "give the executors more memory for Python, as spark.executor.memoryOverhead in engine.spark.conf, and run again."
-)
-_LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
 
 
 @dataclass(frozen=True)

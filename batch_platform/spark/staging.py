@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 MARK = "driver"  # object by which a task sees that it reaches the store
 _NOTES = "staged-"  # start of the names of notes
+WRITTEN = "path string, rows long, bytes long"  # the columns that a task returns, as Spark writes a schema
+SHARED_HOME = "put the home on a file system that all machines of the cluster mount under the same path"
+SAME_ENVIRONMENT = (
+    "install the same environment on every machine of the cluster, or send it along; see the guide, scaling_out."
+)
+FULL_DISK = (
+    "make room on the disk and run again. With spark.excludeOnFailure.enabled: true in engine.spark.conf, Spark tries such "
+    "a task on another machine."
+)
 
 
 @dataclass(frozen=True)
@@ -112,17 +121,6 @@ def _remove(notes: Iterable[Path]) -> None:
         with suppress(StoreError, FileNotFoundError):  # another run was quicker
             ObjectStaging(ObjectPath(note.read_text(encoding="utf-8"))).remove()
             note.unlink()
-
-
-WRITTEN = "path string, rows long, bytes long"  # the columns that a task returns, as Spark writes a schema
-SHARED_HOME = "put the home on a file system that all machines of the cluster mount under the same path"
-SAME_ENVIRONMENT = (
-    "install the same environment on every machine of the cluster, or send it along; see the guide, scaling_out."
-)
-FULL_DISK = (
-    "make room on the disk and run again. With spark.excludeOnFailure.enabled: true in engine.spark.conf, Spark tries such "
-    "a task on another machine."
-)
 
 
 @dataclass(frozen=True)
