@@ -301,19 +301,13 @@ def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_pa
     ("sql", "problem"),
     [
         ("SELECT id FROM events; SELECT 1", "it must be one SELECT; it holds SELECT, SELECT"),
-        (
-            "SELECT id FROM events JOIN sales.orders USING (id)",
-            r"reads sales\.orders; it can read only the sources events\.",
-        ),
+        ("SELECT id FROM events JOIN sales.orders USING (id)", r"reads sales\.orders; it can read only the sources events\."),
         ("SELECT * FROM parquet.`/etc/x`", r"reads parquet\./etc/x; it can read only"),
         ("SELECT java_method('java.lang.System', 'exit', 1)", r"reads java_method\(\); it can read only"),
         ("SELECT TRANSFORM (id) USING 'cat' AS (id) FROM events", "reads transform … using; it can read only"),
-        (
-            FEATURES_SQL,
-            r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon",
-        ),
+        (FEATURES_SQL, r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon"),
     ],
-)
+)  # fmt: skip
 def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
     with pytest.raises(SourceError, match=problem):
         _ = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=sql).query
@@ -322,13 +316,10 @@ def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        (
-            ("a.parquet", "_b.parquet"),
-            r"source 'events' of 'small': Spark does not read files .*_b\.parquet\. Hint: rename",
-        ),
+        (("a.parquet", "_b.parquet"), r"source 'events' of 'small': Spark does not read files .*_b\.parquet\. Hint: rename"),
         (("a.parquet", "b.parquet"), r"source 'events' of 'small': \S+b\.parquet lacks 'amount', which other files"),
     ],
-)
+)  # fmt: skip
 def test_files_that_spark_would_read_as_nothing_or_as_nulls_are_refused(spark, tmp_path, names, problem):
     made = Built(tmp_path, spark.declared(), sources={"events": {"parquet": "days/*.parquet"}})
     (tmp_path / "days").mkdir()

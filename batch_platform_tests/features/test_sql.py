@@ -263,13 +263,10 @@ def require_no_secret(error: BaseException) -> None:
     [
         ({}, "give either `table` or `query`; found none"),
         ({"table": "orders", "query": "query.sql"}, "give either `table` or `query`; found both"),
-        (
-            {"uri": "mysql://me:geheim@host/shop", "table": "orders"},
-            "uri must begin with one of bigquery://, .*sqlite://",
-        ),
+        ({"uri": "mysql://me:geheim@host/shop", "table": "orders"}, "uri must begin with one of bigquery://, .*sqlite://"),
         ({"query": "/elsewhere/query.sql"}, "query"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_declaration_is_refused_with_its_key_and_never_the_password(tmp_path, block, message):
     with pytest.raises(ValueError, match=rf"sources\.a\.sql.*\n?.*{message}") as refused:
         declared(tmp_path, **{"uri": "sqlite:///shop.sqlite", **block})
@@ -323,11 +320,8 @@ def due(pipeline: Pipeline, *, recheck: bool = False) -> dict[str, str]:
 BLOCKS = {
     "a query": {"query": "events.sql"},
     "a table": {"table": "events"},
-    "a query with a version of each partition": {
-        "query": "events.sql",
-        "version": "SELECT sum(amount) FROM events WHERE ts >= $partition_start AND ts < $partition_end",
-    },
-}
+    "a query with a version of each partition": {"query": "events.sql", "version": "SELECT sum(amount) FROM events WHERE ts >= $partition_start AND ts < $partition_end"},
+}  # fmt: skip
 
 
 @pytest.mark.full

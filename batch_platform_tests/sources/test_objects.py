@@ -169,12 +169,9 @@ def test_without_its_library_the_extra_is_named(monkeypatch, scheme, library):
     [
         ({"parquet": "ftp://lake/a"}, r"begins with ftp://; give a path, or an address with abfs://, .* s3://"),
         ({"csv": "s3://key:secret@lake/a.csv"}, "must name a bucket and an object .* and no credentials"),
-        (
-            {"duckdb": "s3://lake/a.duckdb", "table": "t"},
-            "duckdb names a file of this machine; only arrow, csv, delta, json, parquet may",
-        ),
+        ({"duckdb": "s3://lake/a.duckdb", "table": "t"}, "duckdb names a file of this machine; only arrow, csv, delta, json, parquet may"),
     ],
-)
+)  # fmt: skip
 def test_an_address_that_cannot_be_read_is_refused_when_it_is_declared(source, problem):
     with pytest.raises(ValueError, match=problem) as refused:
         declared(source)
