@@ -287,18 +287,7 @@ def test_sql_that_gives_no_features_is_refused_also_in_a_partition_without_rows(
     assert "\n" not in message
 
 
-def test_the_parameters_of_a_partition_are_bound(project):
-    sql = "SELECT 1 AS id, $partition_start AS ts, $partition_end AS after, $partition_key AS k, $partition_key AS k2"
-    small = project(sql=sql)
-    (row,) = pl.read_parquet(small.write("2024-01-31").path).rows()
-    partition = small.partition("2024-01-31")
-    assert row == (1, partition.start, partition.end, "2024-01-31", "2024-01-31")
-
-
-ODD = ["'; DROP TABLE events; --", 'say "hi"', "größe", "SELECT", "a.b"]
-
-
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ["'; DROP TABLE events; --", 'größe "hi"', "SELECT", "a.b"])
 def test_keys_and_columns_may_have_any_name(project, name):
     sql = f"SELECT id AS {quoted(name)}, ts, amount AS {quoted(name + '2')} FROM events"
     small = project(orders({"id": 2}, {"id": 1}), sql=sql, features={"key": [name]}, predictions=None, labels=None)

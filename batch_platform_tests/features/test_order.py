@@ -84,7 +84,6 @@ SQL = "SELECT id, ts, x + 1 AS y FROM events WHERE ts >= $partition_start AND x 
         (ASCENDING, SQL, False),
         (ASCENDING.cast(pl.String).str.zfill(9), SQL, False),
         (ASCENDING.reverse(), SQL, True),
-        (ASCENDING.cast(pl.String).str.zfill(9), SQL.replace("id", "id COLLATE NOCASE AS id"), True),
         (ASCENDING.cast(pl.Float64), SQL, True),  # NaN has an order of its own in each library
         (ASCENDING, f"{SQL} ORDER BY x", True),
         (ASCENDING, SQL.replace("x + 1", "count(*) OVER ()"), True),

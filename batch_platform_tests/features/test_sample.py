@@ -46,11 +46,6 @@ def test_a_sample_holds_so_many_rows_in_their_order_with_each_class_in_proportio
         assert all(abs(after[name] - most * before[name] / at) <= 2 for name in before)
 
 
-def test_a_rare_class_keeps_a_row():
-    sample = drawn([labelled(["common"] * 5000 + ["rare"])], 100, "label")
-    assert Counter(sample["label"]) == {"common": 99, "rare": 1}
-
-
 @pytest.mark.parametrize("by", ["label", None])
 def test_the_same_rows_are_drawn_every_time_whichever_rows_are_dropped_early(by):
     frames = [labelled(["a", "b", "b", "c"] * 25, at) for at in range(0, 10_000, 100)]
