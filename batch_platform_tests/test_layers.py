@@ -259,7 +259,7 @@ PLACES = {
     "graphql": r"cli\.guard",
     "fsspec": r"sources\.objects",
     "deltalake": r"(sources|delivery)\.delta",
-    "adbc_driver_manager": r"sources\.drivers",
+    "adbc_driver_manager": r"sources\.adbc",
     "pyiceberg": r"(sources|delivery)\.iceberg",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",

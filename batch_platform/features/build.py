@@ -210,10 +210,7 @@ class FeatureBuilder:
 
     @cached_property
     def code_version(self) -> str:
-        """A hash that changes when the same sources could give other features, or when a new rule could refuse them.
-
-        Comments and white space in the SQL do not change it.
-        """
+        """A hash that changes when the same sources could give other features; not with comments and white space in the SQL."""
         if self.query is None:
             return self._hashed(source_code(self.spec.features.python or "", "features.python"))
         return self._hashed(f"{'' if isinstance(self.query, Query) else 'spark '}{self.query.statement}")
@@ -230,9 +227,7 @@ class FeatureBuilder:
     def source_state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source, on Spark if only Spark can, and describe what it holds for a partition, by default for the first one.
 
-        Raises:
-            SourceError: The source cannot be read.
-            EngineError: The cluster cannot be reached, does not fit, or failed.
+        Raises SourceError, and EngineError if the cluster fails.
         """
         if name in self.sources.in_duckdb:
             return self.sources.state(name, partition)
@@ -240,11 +235,7 @@ class FeatureBuilder:
             return session.source_state(name, partition or self.sources.first_partition())
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
-        """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`.
-
-        Raises:
-            SourceError: The SQL or the function fails.
-        """
+        """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`."""
         with self.sources.connect(partition, names=self.opened(self.built_from), only=only) as con:
             session = FeatureSession(self, lambda _: con)
             with session.batches(partition) as (batches, schema):
@@ -263,12 +254,10 @@ class FeatureBuilder:
         ahead: Sequence[Partition] = (),
         leave_out: LeaveOut | None = None,
     ) -> Generator["FeatureSession"]:
-        """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
+        """Build many partitions, or read their `labels`, from sources that are opened once: only those of the one or the other.
 
-        The partitions that will be built, oldest first, are `ahead`: one query reads many of them where `rows_within` can.
-        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
-        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it. What is written has
-        only the rows that `leave_out` passes on.
+        `ahead` are the partitions that will be built, oldest first: one query reads many of them where `rows_within` can. For
+        `spill` see `Sources.connect`; SQL of Spark is run only with it, and the cluster must see it.
         """
         with ExitStack() as stack:
             on_spark = None
@@ -310,12 +299,9 @@ class FeatureSession:
         return "" if self._on_spark is None else self._on_spark.page
 
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
-        """Write the features of a partition to a complete file in a folder, named after its bytes, or raise.
+        """Write the features of a partition to a complete file in a folder, named after its bytes.
 
-        Raises:
-            SourceError: The SQL or the function fails.
-            DataError: The rows break a rule; see `row_checks`.
-            BatchPlatformError: The file cannot be written.
+        Raises SourceError if the SQL or the function fails, DataError if the rows break a rule, and BatchPlatformError if there is no room.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -360,8 +346,7 @@ class FeatureSession:
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        One query reads many of them where `rows_within` can: at first so many as have no more rows than a batch if none has
-        more than `most_rows`, then up to WINDOW_BYTES if they resemble those before. Others are read by `alone`.
+        One query reads many of them where `rows_within` can, given that none has more than `most_rows`; others are read by `alone`.
         """
         spec, query, at = self._builder.spec, self._builder.labels_query, 0
         several = how_many_first(most_rows)
@@ -386,11 +371,7 @@ class FeatureSession:
         return frame if weight is None else with_weights(frame, weight, f"{spec.name}, partition {partition.key}")
 
     def label_type(self, partition: Partition) -> str | None:
-        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
-
-        Raises:
-            SourceError: The SQL fails.
-        """
+        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row."""
         spec, query = self._builder.spec, self._builder.labels_query
         if query is None or spec.labels is None:
             return None
@@ -515,12 +496,7 @@ class FeatureSession:
         return None
 
     def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
-        """Let Spark try its SQL for a partition without reading a row; it must give these columns.
-
-        Raises:
-            SourceError: The SQL fails, or a source cannot be read.
-            EngineError: The cluster cannot be reached, or does not fit.
-        """
+        """Let Spark try its SQL for a partition without reading a row; it must give these columns. Raises SourceError and EngineError."""
         self._spark.require_valid(partition, lambda: self._moved(partition), columns)
 
     def source_state(self, name: str, partition: Partition) -> SourceState:

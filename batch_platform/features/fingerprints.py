@@ -201,10 +201,9 @@ class DatedSources:
         versions: Mapping[str, str | None],
         most_bytes: int | None = None,
     ) -> Iterator[tuple[str, Fingerprint]]:
-        """The fingerprints of partitions in a source that a query selects, by key, as the source is now.
+        """The present fingerprints of partitions in a source that a query selects, by key; may raise SourceError.
 
-        Left out are those that have the same version still (`versions` are by key), and all if they have more than
-        `most_bytes`. May raise SourceError.
+        Left out are those that still have the same of the `versions`, and all if they have more than `most_bytes`.
         """
         if most_bytes is not None and self.size(name, partitions) > most_bytes:
             return

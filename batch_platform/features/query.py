@@ -58,11 +58,7 @@ class SqlFile:
     def __init__(
         self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
     ) -> None:
-        """Read the file, whose SELECT may read some sources and take `timeout`.
-
-        Raises:
-            SourceError: It is not a text file in the folder, or does not hold one SELECT with known parameters over the sources.
-        """
+        """Read the file; raises SourceError unless it lies in the folder and holds one SELECT with known parameters over the sources."""
         self.pipeline, self.path, self.timeout = pipeline, folder / name, timeout
         self.limit = TimeLimit(timeout.nominal if timeout else None)
         self.text = self._read(folder)
@@ -169,10 +165,7 @@ class Query(SqlFile):
     ) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
 
-        Without `sort` the columns are only required.
-
-        Raises:
-            SourceError: The SQL fails or does not return these columns; the message names file and line.
+        Without `sort` the columns are only required; raises SourceError if they are not there.
         """
         self.require_once(con, partition, columns)
         with self.explained(partition):
@@ -246,11 +239,6 @@ class Query(SqlFile):
         return _without_end(self.text)
 
     def _outside(self, sources: Collection[str]) -> Collection[str]:
-        """The tables, files and functions that the SELECT reads beside the sources, whose names are in lower case.
-
-        A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
-        only its own, the views of the sources see to.
-        """
         functions = {str(node["function"]["function_name"]).lower() for node in _of_type(self._tree, "TABLE_FUNCTION")}
         outside = {f"{name}()" for name in functions - TABLE_FUNCTIONS}
         for table in _of_type(self._tree, "BASE_TABLE"):

@@ -78,15 +78,9 @@ class SparkFeatures:
 
     @contextmanager
     def batches(self, partition: Partition, connect: Connect) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
-        """The rows of a partition in the order of the key, and their columns.
+        """The rows of a partition in the order of the key, and their columns; `connect` opens what DuckDB has to copy for Spark.
 
-        Args:
-            partition: The partition.
-            connect: Opens the sources for the partition with DuckDB, which copies those that Spark does not read.
-
-        Raises:
-            SourceError: The SQL fails, lacks a column of the key or gives columns that cannot be kept, or a source cannot be read.
-            EngineError: The cluster cannot be reached, does not fit, or failed.
+        Raises SourceError if the SQL fails or a source cannot be read, and EngineError if the cluster cannot be reached, or failed.
         """
         with self._staged(partition) as folder:
             frame = self._analysed(partition, folder, connect, self._spec.features.key, rows=True)
@@ -106,10 +100,9 @@ class SparkFeatures:
 
     @contextmanager
     def driving_rows(self, driving: Driving, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
-        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog, after its partition was built.
+        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog: its rows in a partition that was built.
 
-        The view holds the rows that lie in the partition, with their time and the columns of the key. If the table has no
-        such time, the view has all its columns and no rows. Raises as `batches` does.
+        If the table has no such time, the view has all its columns and no rows. Raises as `batches` does.
         """
         if not self._query.reads([driving.source]):
             self._show_table(self._sources.table(driving.source, partition), partition)
