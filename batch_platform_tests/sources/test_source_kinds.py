@@ -33,9 +33,9 @@ from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, object_store
 from batch_platform_tests.harness.postgres_server import postgres
-from batch_platform_tests.harness.small_pipeline import feature_file, small_spec
+from batch_platform_tests.harness.small_pipeline import feature_file
+from batch_platform_tests.sources.declared import CALENDAR, FIRST, SECOND, sources_in
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"], "number": [0.5, None]})
 OTHER = pl.DataFrame({"x": [7], "text": ["b"], "number": [2.0]})
 
@@ -249,9 +249,8 @@ every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def declared(folder: Path, source: dict[str, Any]) -> Sources:
     if "sql" in source and source["sql"]["uri"] == "postgresql://":
         source = {"sql": source["sql"] | {"uri": server()}}
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
     source = json.loads(json.dumps(source).replace("FOLDER", folder.name).replace("PATH", str(folder)))
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
+    return Sources(sources_in(folder, a=source).spec, folder, Home(folder / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +342,7 @@ def test_each_partition_reads_its_own_file_through_one_connection(folder, case):
         con.move(SECOND)
         assert con.duckdb.execute("FROM a").fetchall() == OTHER.rows()
         with pytest.raises(SourceError, match=r"there is no file .*2024-01-03.* Hint: other partitions have a file"):
-            con.move(small_spec().partitions.calendar.named("2024-01-03"))
+            con.move(CALENDAR.named("2024-01-03"))
 
 
 def test_the_notation_of_csv_files_can_be_declared(folder):

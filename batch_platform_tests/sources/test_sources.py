@@ -9,14 +9,12 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError
 from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.harness.small_pipeline import small_spec
+from batch_platform_tests.sources.declared import FIRST, SECOND, rows
+from batch_platform_tests.sources.declared import sources_in as sources
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 ODD_FOLDERS = ["plain", "a b [x]", "it's", 'say "größe"', "a*b?", "a=b"]
 FUNCTIONS = """
 import polars as pl
@@ -46,20 +44,9 @@ def numbers():
 """
 
 
-def sources(folder: Path, **declared: dict[str, str]) -> Sources:
-    """Sources below a folder, instead of those of the small pipeline."""
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    return Sources(small_spec().model_validate({**spec, "sources": declared}), folder, Home(folder.parent / "home"))
-
-
-def rows(of: Sources, sql: str, partition: Partition = FIRST) -> list[tuple[object, ...]]:
-    with of.connect(partition) as con:
-        return con.duckdb.execute(sql).fetchall()
-
-
-def polars_rows(of: Sources, partition: Partition = FIRST) -> list[tuple[object, ...]]:
-    with of.connect(partition) as con:
-        return con.frames(partition, ["a"])["a"].collect().rows()
+def polars_rows(of: Sources) -> list[tuple[object, ...]]:
+    with of.connect(FIRST) as con:
+        return con.frames(FIRST, ["a"])["a"].collect().rows()
 
 
 def write_duckdb(path: Path, *statements: str) -> None:
