@@ -1,6 +1,7 @@
-"""The source columns that each column of the user's SQL is made from, found in its text by sqlglot; nothing is run.
+"""What sqlglot finds in the text of the user's SQL, of DuckDB's or Spark's dialect; nothing is run.
 
-Where the text does not tell (a name that two tables could hold, a star over a table of unknown columns, recursion, syntax that
+`column_lineage` finds the source columns that each column is made from, `rows_read` the rows of a source that are read for a partition, and
+`spark_statement` the names in SQL for Spark. Where the text does not tell (a name that two tables could hold, a star over a table of unknown columns, recursion, syntax that
 the parser does not know), the result says so.
 """
 

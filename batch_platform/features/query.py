@@ -1,4 +1,4 @@
-"""The user's SQL: one SELECT in a file, checked once and run for many partitions. Errors name the file and the line."""
+"""The user's SQL for DuckDB or Spark: one SELECT in a file, checked once. Errors name the file and the line."""
 
 import json
 import re

@@ -140,7 +140,7 @@ def known_at(instant: datetime, rows: pl.DataFrame, known_from: Mapping[datetime
 
 
 class Sample:
-    """Draws a sample from frames as they come."""
+    """Draws a sample from frames as they come, with a fixed seed; rows keep their order."""
 
     def __init__(self, most: int | None, by: str | None, *, balanced: bool = False) -> None:
         """Start a sample of at most `most` rows (None: all), which keeps the shares of the classes in column `by` (None: no classes).

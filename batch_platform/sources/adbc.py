@@ -3,6 +3,9 @@
 A session with PostgreSQL or SQLite is a read-only transaction that goes on seeing the state that it found. PostgreSQL streams
 one result per connection, so every other result comes through a further connection, which shares the snapshot of the first one.
 Other databases answer each statement from their state at that time.
+
+The driver of PostgreSQL moves times from its epoch, 2000, to that of Arrow, 1970, also infinite ones, which are the largest and the smallest
+number: they overflow to times long past, and are restored here. An array of arrays arrives as one list, and is refused.
 """
 
 import re

@@ -1,4 +1,8 @@
-"""Jobs of Spark: run on threads of their own, watched, and given up if the cluster leaves them without executors."""
+"""Jobs of Spark: run on threads of their own, watched, and given up if the cluster leaves them without executors.
+
+The cluster behind a session is Spark in this process's Java, or a server of Spark Connect; a job has a group, which is a job group there
+and a tag here.
+"""
 
 import logging
 import re

@@ -1,7 +1,7 @@
 """The Spark engine: scores on the executors of a cluster, which read and write the home on a file system that they share.
 
 Each partition is one task, or several where it is large. The tasks of some partitions are one job of Spark, without a shuffle:
-`spark_task.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
+`scoring_tasks.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
 and merges them; of the rows it reads only the scores that challengers rank, from files of one partition at a time.
 """
 

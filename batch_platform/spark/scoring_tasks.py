@@ -2,6 +2,10 @@
 
 Imports nothing of Spark but its account of the running attempt, and knows nothing but the work that the driver sent. No two attempts of a
 task share a file, and only what an attempt returned counts, so speculative, retried and lost attempts change nothing.
+
+Of a file that several tasks read in parts, what is hashed is what is read: each task hashes the bytes of the footer and of its row groups,
+and decodes its rows from these very bytes. A further task reads the whole file once, compares it with the recorded hash, and hashes the same
+stretches of bytes on the way. The parts are what was recorded if the hashes of their stretches are among its own.
 """
 
 import io

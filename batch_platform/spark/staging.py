@@ -2,7 +2,7 @@
 
 The driver puts there what tasks read, each under its hash, and tasks put there what they have written, under names of their own.
 The driver takes what belongs to the attempts that Spark returned, and removes the folder at the end. A killed run leaves a note in
-the home, by which the next run removes its folder.
+the home, by which the next run removes its folder. Without a store, tasks write into the home: `write_rows` does for features.
 """
 
 import platform
