@@ -336,22 +336,6 @@ def code_version(project: Project, **spec: Any) -> str:
     return project(**spec).builder.code_version
 
 
-def test_the_code_version_changes_with_what_can_change_the_features(project, function):
-    versions = [
-        code_version(project),
-        code_version(project, sql=FEATURES_SQL + "AND amount < 200"),
-        code_version(project, features={"key": ["id", "shop"]}),
-        code_version(project, features={"time": None}),
-        code_version(project, sources={"events": {"parquet": "*.parquet"}}),
-        code_version(project, sources={"events": {"parquet": None, "asset": "shop/events"}}),
-        code_version(project, features={"driving": {"source": "events", "time": "ts"}}),
-        code_version(project, partitions={"timezone": "UTC"}),
-        code_version(project, features=function("def make(events): return events")),
-        code_version(project, features=function("def make(events): return events.head()")),
-    ]
-    assert len({*versions}) == len(versions)
-
-
 def test_the_code_version_does_not_change_with_what_cannot(project):
     version = code_version(project)
     assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version
