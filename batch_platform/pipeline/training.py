@@ -22,7 +22,7 @@ from batch_platform.features.history import (
     feature_columns,
     window_sha256,
 )
-from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
+from batch_platform.features.row_checks import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Positive, infer_contract
