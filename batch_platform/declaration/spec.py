@@ -12,10 +12,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, shifts_by_whole_hours
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
-from batch_platform.declaration.execution import Execution
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.model import Challenger, Model
 from batch_platform.declaration.monitored import Monitoring
@@ -25,10 +23,9 @@ from batch_platform.declaration.notation import (
     check_name,
     with_guess,
 )
+from batch_platform.declaration.operating import Execution, Report, Retention
 from batch_platform.declaration.periods import Periods
-from batch_platform.declaration.predictions import ENDS, Predictions
-from batch_platform.declaration.reporting import Report
-from batch_platform.declaration.retention import Retention
+from batch_platform.declaration.predictions import DECISION, ENDS, Predictions
 
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")

@@ -6,7 +6,7 @@ from hashlib import sha256
 import pyarrow as pa
 
 from batch_platform.declaration.errors import DeliveryError, listed
-from batch_platform.declaration.extras import needed, require_installed
+from batch_platform.declaration.importing import needed, require_installed
 from batch_platform.delivery.sink import Sink, Target, alone, storable
 from batch_platform.sources.objects import delta_options
 from batch_platform.warehouse.sql import literal, quoted

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.redaction import redact
 from batch_platform.delivery.delta import DELTA
 from batch_platform.delivery.files import CSV_FILES, PARQUET

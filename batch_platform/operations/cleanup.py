@@ -14,7 +14,7 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.errors import WarehouseError, WrongUseError
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked

@@ -9,8 +9,8 @@ from functools import cached_property
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.declaration.predictions import rule_text
 from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import SourceError, WrongUseError, listed
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.delivery.ledger import Delivered, Deliveries
 from batch_platform.features.fingerprints import Fingerprints, Look, ReadBy, Taken

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.retention import Expired, expired, why_left
 from batch_platform.pipeline.state import State, with_snapshots_over

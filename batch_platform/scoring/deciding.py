@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from batch_platform.declaration.deciding import DECISION, Decide
+from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import parquet_writer
 from batch_platform.models.refinements.reasons import COLUMN as REASONS

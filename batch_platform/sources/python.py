@@ -4,7 +4,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.importing import import_function, parameters_of, source_code
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import SourceKind, SourceTable, digest
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import duckdb
 
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.warehouse.descriptions import reserved_tables, tables_of_pipelines
 from batch_platform.warehouse.erasures import ERASURES

@@ -12,7 +12,7 @@ from typing import Literal, NewType
 
 import duckdb
 
-from batch_platform.declaration.deliveries import PREFIX
+from batch_platform.declaration.predictions import PREFIX
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import create_table, insert, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted

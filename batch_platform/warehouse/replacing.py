@@ -6,8 +6,8 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.sql import folded, has_table, quoted
 

@@ -11,8 +11,8 @@ from traceback import format_exception
 import polars as pl
 import pytest
 
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.declaration.predictions import Delivery
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
 from batch_platform_tests.delivery.rows import NEW, ODD, OLD, holds, shown

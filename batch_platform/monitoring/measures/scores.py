@@ -13,9 +13,8 @@ from typing import Any
 
 import duckdb
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import listed, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.markdown import Markdown, listing
 from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
 from batch_platform.warehouse.instance import in_memory
