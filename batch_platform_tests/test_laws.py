@@ -45,8 +45,7 @@ from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform_tests.harness.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,

@@ -12,10 +12,9 @@ from typing import get_args
 
 import pytest
 
+from batch_platform.warehouse.deletion import DROPPED
 from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.dropping import DROPPED
-from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS, FailedStep
-from batch_platform.warehouse.fingerprints import FINGERPRINTS
+from batch_platform.warehouse.failures import FAILURES, FINGERPRINTS, REFUSED_ROWS, FailedStep
 from batch_platform.warehouse.sql import connect
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES
 

@@ -19,7 +19,7 @@ from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.operations.cleanup import find_garbage, remove_garbage, remove_old_rows
 from batch_platform.operations.drop import drop_pipelines, find_orphans
-from batch_platform.warehouse.dropping import HeldPipeline
+from batch_platform.warehouse.deletion import HeldPipeline
 
 
 @click.command(

@@ -32,7 +32,7 @@ from batch_platform.pipeline.steps import TASKS
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
-from batch_platform.warehouse.verify import Verified, behind_since, cut_short, verify
+from batch_platform.warehouse.recovery import Verified, behind_since, cut_short, verify
 
 UNHEALTHY = 3  # exit code
 MOST_REFUSED = 3  # serving periods whose refusal is shown

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from batch_platform.delivery.sink import NESTED, Sink, Target
 from batch_platform.sources.objects import ObjectPath, put_object, require_store
-from batch_platform.warehouse.checkpoint import sync
+from batch_platform.warehouse.files import sync
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.sql import connect, literal, quoted
-from batch_platform.warehouse.staging import staging_folder
 
 CSV = ".csv"
 PARQUET_ENDING = ".parquet"

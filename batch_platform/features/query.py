@@ -28,8 +28,7 @@ from batch_platform.sources.interruption import TimeLimit
 from batch_platform.sources.kind import failure_in
 from batch_platform.sources.objects import hint_for, store_failure_in
 from batch_platform.sources.opening import SourceConnection
-from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import in_memory, quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 TABLE_FUNCTIONS = frozenset(  # table functions that read neither files nor databases

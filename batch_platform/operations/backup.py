@@ -21,13 +21,12 @@ import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, listed
 from batch_platform.operations.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
-from batch_platform.warehouse.checkpoint import sync, write_whole
 from batch_platform.warehouse.database import require_not_lost
+from batch_platform.warehouse.files import sync, write_whole
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import attach
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import held_copy, publish
-from batch_platform.warehouse.sql import quoted, tables
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.sql import attach, quoted, tables
 from batch_platform.warehouse.tables_in_files import named_files
 
 _WAREHOUSE = "warehouse.duckdb"

@@ -22,13 +22,12 @@ from batch_platform.models.registry import Promotion, Registry, Version, read_re
 from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.retention import expired
-from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import delete_rows, old_rows
+from batch_platform.warehouse.deletion import delete_rows, leave_mark, old_rows, require_wiped
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest
+from batch_platform.warehouse.lock import left_behind, sweep
 from batch_platform.warehouse.published import reading_ledgers
-from batch_platform.warehouse.staging import left_behind, sweep
 
 UNRECORDED_FOR = timedelta(days=1)
 _SCORED = f"SELECT DISTINCT model_version FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline"

@@ -12,9 +12,16 @@ from pathlib import Path
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import HeldPipeline, drop_pipeline, drop_rows, held_pipelines, held_rows
+from batch_platform.warehouse.deletion import (
+    HeldPipeline,
+    drop_pipeline,
+    drop_rows,
+    held_pipelines,
+    held_rows,
+    leave_mark,
+    require_wiped,
+)
 from batch_platform.warehouse.home import Home, partition_of
 from batch_platform.warehouse.published import publish, reading_ledgers
 

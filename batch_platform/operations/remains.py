@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 from batch_platform.operations.subjects import FoundRows, bound, read_file, same
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import quoted, table_columns, tables
+from batch_platform.warehouse.sql import in_memory, quoted, table_columns, tables
 
 _SHORTEST = 4  # characters of a text that is looked for
 _CHUNK = 8 * 2**20  # bytes of a file that are read at a time

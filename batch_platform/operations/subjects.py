@@ -25,9 +25,8 @@ from batch_platform.scoring.rejected_rows import rows_as_json
 from batch_platform.warehouse.descriptions import tables_of_pipelines
 from batch_platform.warehouse.failures import FAILURES
 from batch_platform.warehouse.home import feature_file_name, partition_of
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import FeatureBuild, read_records
-from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import has_table, in_memory, literal, quoted, table_columns, tables
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, TABLES_IN_FILES, PublishedFile, TableInFiles
 
 FEATURES = "features"

@@ -40,10 +40,9 @@ from batch_platform.operations.export import scored_file
 from batch_platform.operations.untraced import untraced
 from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import in_memory, literal, quoted
 
 MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key

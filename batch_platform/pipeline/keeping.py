@@ -21,8 +21,7 @@ from batch_platform.pipeline.state import State, checked, with_files_as_seen
 from batch_platform.pipeline.status import status_rows
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import read_dropped
-from batch_platform.warehouse.erasures import read_erased
+from batch_platform.warehouse.deletion import read_dropped, read_erased
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,

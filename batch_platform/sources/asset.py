@@ -13,9 +13,9 @@ from batch_platform.declaration.errors import NothingPublishedError, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
+from batch_platform.warehouse.files import current_copy
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
-from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.user_tables import WHOLE, TableName, published_partitions, select_rows, table_of_asset

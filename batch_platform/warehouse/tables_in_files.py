@@ -27,10 +27,9 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
 from batch_platform.declaration.errors import DamagedRowsError, WarehouseError, listed
-from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
+from batch_platform.warehouse.files import sync
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import (
     ScoreRun,
     create_table,
@@ -41,7 +40,7 @@ from batch_platform.warehouse.ledger import (
     selected,
 )
 from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, insert_rows, rows_of_files
-from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import folded, has_table, in_memory, literal, quoted, table_columns, tables
 
 HOME_VARIABLE = "batch_platform_home"  # name of a variable of DuckDB connections
 _PATH = "path_of_file"  # column that only the view's own queries see

@@ -14,8 +14,8 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.deletion import DROPPED
 from batch_platform.warehouse.descriptions import reserved_tables
-from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.published import open_published

@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 
 from batch_platform.cli.app import INTERRUPTED
+from batch_platform.declaration import importing
 from batch_platform_tests.harness.command_line import (
     COMMAND,
     HANGS_AFTER,

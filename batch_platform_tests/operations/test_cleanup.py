@@ -17,7 +17,7 @@ from batch_platform.models.registry import Registry
 from batch_platform.operations.cleanup import _never_promoted, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import Promotion, Version
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform_tests.harness.small_pipeline import (
     feature_file,
     finished_pipeline,

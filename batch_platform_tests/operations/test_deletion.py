@@ -32,12 +32,10 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import undelivered
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.warehouse.database import StagedScores
-from batch_platform.warehouse.dropping import held_pipelines
-from batch_platform.warehouse.erasures import read_erasures
+from batch_platform.warehouse.deletion import held_pipelines, read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec

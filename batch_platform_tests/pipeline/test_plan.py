@@ -19,7 +19,7 @@ from batch_platform.pipeline.state import State, features_due, undelivered
 from batch_platform.pipeline.steps import STEPS, Item, requests
 from batch_platform.pipeline.trainings_due import changed, declared_now
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.warehouse.deletion import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining
 from batch_platform_tests.harness.small_pipeline import small_spec

@@ -17,7 +17,7 @@ from batch_platform.pipeline.retention import expired
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, holding
 

@@ -7,15 +7,15 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.warehouse import instance
-from batch_platform.warehouse.instance import attach, in_memory
+from batch_platform.warehouse import sql
+from batch_platform.warehouse.sql import attach, in_memory
 
 
 @pytest.fixture(autouse=True)
 def no_idle_instance():
-    instance._close_idle()
+    sql._close_idle()
     yield
-    instance._close_idle()
+    sql._close_idle()
 
 
 def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_first(tmp_path):
@@ -41,19 +41,19 @@ def test_an_instance_that_failed_to_open_a_file_or_spilled_is_not_used_again(tmp
     (tmp_path / "broken.duckdb").write_bytes(b"no database" * 1000)
     with pytest.raises(duckdb.Error):
         attach(tmp_path / "broken.duckdb")
-    assert not instance._idle
+    assert not sql._idle
     with closing(attach(tmp_path / "spilled.duckdb")) as database:
         database.spilled.mkdir()  # as DuckDB makes it when a query does not fit into memory
-    assert not instance._idle
+    assert not sql._idle
     with pytest.raises(duckdb.ParserException), in_memory() as con:
         con.execute("no SQL")
-    assert not instance._idle
+    assert not sql._idle
 
 
 def test_a_forked_process_opens_files_that_its_parent_had_open(tmp_path):
     with closing(attach(tmp_path / "a.duckdb")) as database:
         database.con.execute("CREATE TABLE t AS SELECT 1 AS a")
-    assert instance._idle
+    assert sql._idle
     child = os.fork()
     if not child:
         with closing(attach(tmp_path / "a.duckdb")) as database:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
 from batch_platform.warehouse import published
-from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.deletion import leave_mark
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, open_published, publish
 from batch_platform_tests.faults.nursery import Nursery

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.staging import staging_folder
 
 HOLD = """
 import sys
 from pathlib import Path
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 with staging_folder(Home(Path(sys.argv[1])), "other") as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)
@@ -61,7 +61,7 @@ STORM = """
 import sys
 from pathlib import Path
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 for n in range(60):
     with staging_folder(Home(Path(sys.argv[1])), "storm") as folder:
         (folder / "file").write_text(str(n))

@@ -4,11 +4,11 @@ import duckdb
 import pytest
 
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.deletion import leave_mark
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.verify import cut_short, verify
+from batch_platform.warehouse.recovery import cut_short, verify
 from batch_platform_tests.warehouse.commits import KEYS, write
 
 

@@ -1,20 +1,36 @@
-"""Partitions that were deleted for good: their rows leave the tables and the ledgers, and an entry says so; and whole pipelines.
+"""Deletion for good: down to the bytes, of subjects, partitions and whole pipelines, each with its proof.
+
+DuckDB keeps the bytes of deleted rows in free blocks. So whoever deletes rows for good leaves a mark in the home, within the
+transaction. The next publication, of this process or of another one, then writes the warehouse and its copy anew, removes all other
+copies and takes the mark away. The cost is that of the whole warehouse.
+
+A subject is a customer, say, named by the values of some columns. All that is kept of it is an HMAC-SHA-256 of them, made with a random
+key that lies in the home and nowhere else: without the key nobody can try out which values it may have been.
 
 A partition counts as dropped until it is made again, when the ledgers name it once more.
 """
 
-from collections.abc import Collection, Mapping
+import json
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.warehouse.descriptions import reserved_tables, tables_of_pipelines
-from batch_platform.warehouse.erasures import ERASURES
-from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS
-from batch_platform.warehouse.fingerprints import FINGERPRINTS
+from batch_platform.warehouse.descriptions import OF_ALL, RECORD, Description, reserved_tables, tables_of_pipelines
+from batch_platform.warehouse.failures import FAILURES, FINGERPRINTS, REFUSED_ROWS
+from batch_platform.warehouse.files import sync
+from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import (
     LEDGERS,
     LEDGERS_SCHEMA,
@@ -24,11 +40,200 @@ from batch_platform.warehouse.ledger import (
     create_table,
     insert,
     journal,
+    read_latest,
     read_records,
     statuses_of,
 )
-from batch_platform.warehouse.sql import has_table, literal, quoted, tables
+from batch_platform.warehouse.sql import READABLE_FROM, has_table, in_memory, literal, quoted, tables, transaction
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, forget_partitions
+
+
+def leave_mark(home: Home, pipeline: str = "", files: Iterable[str] = ()) -> None:
+    """Leave the mark, within the transaction that deletes rows: without the lock, a publication could take it away too early.
+
+    With it go the names of feature files that hold deleted rows too.
+    """
+    with home.wiping.open("a", encoding="utf-8") as mark:
+        mark.writelines(f"{pipeline}/{name}\n" for name in files)
+        mark.flush()
+        os.fsync(mark.fileno())
+    sync(home.root)
+
+
+def remove_marked(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Remove the feature files that the mark names, except those that the newest build of a partition names, and the mark."""
+    marked: dict[str, set[str]] = {}
+    for line in home.wiping.read_text(encoding="utf-8").splitlines():
+        if line.endswith(".parquet"):  # a killed process may have left part of a line
+            pipeline, name = Path(line).parts
+            marked.setdefault(pipeline, set()).add(name)
+    for pipeline, names in marked.items():
+        builds = read_latest(con, FeatureBuild, pipeline)
+        for name in names - {feature_file_name(key, build.sha256) for key, build in builds.items()}:
+            home.remove(home.features(pipeline) / name)
+    home.wiping.unlink()
+
+
+def require_wiped(home: Home) -> None:
+    """Raise WarehouseError if the bytes of deleted rows could not be removed."""
+    if home.wiping.exists():
+        msg = f"The rows are deleted, but {home.warehouse} could not be written anew, so their bytes are still in it."
+        hint = "make room on the disk for a second file of that size and repeat the command; the next run does it too."
+        raise WarehouseError(msg, hint=hint)
+
+
+def compact_file(con: duckdb.DuckDBPyConnection, to: Path) -> Path:
+    """Write what the warehouse holds to a file that is not there yet, which is complete on the disk afterwards; returns its path.
+
+    The journal notes it, so that a copy is published under a new name.
+
+    Raises:
+        duckdb.Error: The file cannot be written; the warehouse is as before.
+    """
+    with transaction(con):
+        journal(con, [(LEDGERS_SCHEMA, "meta", None)])
+    ((name,),) = con.execute("SELECT current_database()").fetchall()
+    con.execute(f"ATTACH {literal(str(to))} AS compacted (STORAGE_VERSION '{READABLE_FROM}')")
+    try:
+        con.execute(f"COPY FROM DATABASE {name} TO compacted")
+        con.execute("CHECKPOINT compacted")
+    finally:
+        con.execute("DETACH compacted")
+    sync(to)
+    return to
+
+
+ERASURES = "erasures"
+OF_ALL[ERASURES] = Description(
+    "an erased subject, such as a customer",
+    {
+        **RECORD,
+        "columns": "columns by which it was named, as JSON",
+        "subject": "HMAC-SHA-256 of these columns and their values, with the key in the file erasures.key of the home",
+        "rows": "erased rows by table, as JSON; features are those of the feature files",
+        "partitions": "erased rows of features by partition, as JSON",
+        "versions": "versions trained on some of these partitions, as JSON",
+        "receivers": "deliveries that held some of these partitions, as JSON",
+        "actor": "who erased it",
+        "erased_at": "when, in UTC",
+        "run_id": "the erasure",
+    },
+)
+_BLOCK = 64  # bytes of a block of SHA-256
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The proof of an erasure; a row of the table `erasures`."""
+
+    pipeline: str
+    columns: str  # JSON
+    subject: str
+    rows: str  # JSON
+    partitions: str  # JSON
+    versions: str  # JSON
+    receivers: str  # JSON
+    actor: str
+    erased_at: datetime
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class ErasedSubjects:
+    """The erased subjects of a pipeline, as keyed hashes by the columns that named them, sorted."""
+
+    home: Home
+    subjects: Mapping[tuple[str, ...], Collection[str]]
+
+    def without(self, batches: Iterator[pa.RecordBatch], left_out: list[int]) -> Iterator[pa.RecordBatch]:
+        """Leave the rows of these subjects out of batches, which may be empty then; the number of each batch is added.
+
+        Raises WarehouseError if the key is gone.
+        """
+        key = _read_key(self.home)
+        for batch in batches:
+            kept = np.ones(batch.num_rows, dtype=bool)
+            for columns, hashes in self.subjects.items():
+                if {*columns} <= {*batch.schema.names}:
+                    with in_memory() as con:
+                        rows = con.from_arrow(pa.Table.from_batches([batch.select(columns)]))
+                        con.register("rows_of_batch", rows)
+                        query = f"SELECT {_keyed_hash(columns)} IN $hashes AS gone FROM rows_of_batch"
+                        gone = con.execute(query, {**_pads(key), "hashes": [*hashes]}).fetchnumpy()["gone"]
+                        con.unregister("rows_of_batch")
+                    kept &= ~np.asarray(gone, dtype=bool)
+            left_out.append(int(batch.num_rows - kept.sum()))
+            yield batch if kept.all() else batch.filter(pa.array(kept))
+
+
+def read_erasures(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[Erasure]:
+    """The erasures of a pipeline, oldest first."""
+    if not has_table(con, LEDGERS_SCHEMA, ERASURES):
+        return []
+    return read_records(
+        con, Erasure, f"{LEDGERS_SCHEMA}.{ERASURES} WHERE pipeline = $name ORDER BY seq", {"name": pipeline}
+    )
+
+
+def read_erased(con: duckdb.DuckDBPyConnection, home: Home, pipeline: str) -> ErasedSubjects | None:
+    """The erased subjects of a pipeline; None if there are none."""
+    hashes = defaultdict[tuple[str, ...], set[str]](set)
+    for erasure in read_erasures(con, pipeline):
+        hashes[tuple(json.loads(erasure.columns))].add(erasure.subject)
+    return ErasedSubjects(home, hashes) if hashes else None
+
+
+def record_erasure(con: duckdb.DuckDBPyConnection, erasure: Erasure) -> None:
+    """Add a proof, in the caller's transaction."""
+    create_table(con, LEDGERS_SCHEMA, ERASURES, Erasure, "seq BIGINT")
+    (seq,) = journal(con, [(LEDGERS_SCHEMA, ERASURES, None)])
+    insert(con, ERASURES, [{**vars(erasure), "seq": seq}])
+
+
+def subject_hash(home: Home, values: Mapping[str, str]) -> str:
+    """The keyed hash of a subject, given by column with the text that DuckDB gives the value; makes the key if there is none."""
+    columns = tuple(sorted(values))
+    selected = ", ".join(f"${at}::VARCHAR AS {quoted(name)}" for at, name in enumerate(columns, start=3))
+    bound = [*_pads(_made_key(home)).values(), *(values[name] for name in columns)]
+    query = _keyed_hash(columns).replace("$inner", "$1").replace("$outer", "$2")
+    with in_memory() as con:
+        ((hashed,),) = con.execute(f"SELECT {query} FROM (SELECT {selected})", bound).fetchall()
+    return str(hashed)
+
+
+def _keyed_hash(columns: tuple[str, ...]) -> str:
+    """The HMAC of the names and the texts of some columns, as SQL that binds what `_pads` gives."""
+    parts = ", ".join(f"{literal(name)}, CAST({quoted(name)} AS VARCHAR)" for name in columns)
+    return f"sha256($outer::BLOB || unhex(sha256($inner::BLOB || encode(CAST(to_json([{parts}]) AS VARCHAR)))))"
+
+
+def _pads(key: bytes) -> dict[str, bytes]:
+    """The two blocks that HMAC puts before what it hashes."""
+    block = key.ljust(_BLOCK, b"\0")
+    return {"inner": bytes(byte ^ 0x36 for byte in block), "outer": bytes(byte ^ 0x5C for byte in block)}
+
+
+def _read_key(home: Home) -> bytes:
+    try:
+        return bytes.fromhex(home.erasures_key.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        msg = f"The key {home.erasures_key} cannot be read ({error}), by which builds leave out the rows of erased subjects."
+        raise WarehouseError(msg, hint="restore it from the backup of the home.") from error
+
+
+def _made_key(home: Home) -> bytes:
+    if not home.erasures_key.exists():
+        aside = home.root / f".erasures.{secrets.token_hex(8)}"
+        aside.touch(mode=0o600)
+        aside.write_text(secrets.token_bytes(32).hex(), encoding="ascii")
+        sync(aside)
+        with suppress(FileExistsError):  # another process was quicker, and may have used its key
+            os.link(aside, home.erasures_key)
+        aside.unlink()
+        sync(home.root)
+    return _read_key(home)
+
 
 DROPPED = "dropped_partitions"
 _OF_FEATURES = (f"{LEDGERS_SCHEMA}.{LEDGERS[FeatureBuild]}", FINGERPRINTS, FAILURES, REFUSED_ROWS)
