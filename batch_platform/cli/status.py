@@ -24,7 +24,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.explaining import are_dagsters_records, explained
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import without_details
-from batch_platform.operations.verify import damaged_files
+from batch_platform.operations.backup import damaged_files
 from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at

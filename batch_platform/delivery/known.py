@@ -9,9 +9,7 @@ import pyarrow as pa
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.redaction import redact
-from batch_platform.delivery.delta import DELTA
-from batch_platform.delivery.files import CSV_FILES, PARQUET
-from batch_platform.delivery.iceberg import ICEBERG
+from batch_platform.delivery.files import CSV_FILES, DELTA, ICEBERG, PARQUET
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.delivery.sql import SQL
 from batch_platform.sources.objects import StoreError, hint_for

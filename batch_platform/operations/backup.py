@@ -3,6 +3,8 @@
 The warehouse is taken from the published copy, which is one in full and which nobody changes while it is read. The files that
 it names never change. Dagster's SQLite databases are read through SQLite's own backup, and before the warehouse, so that
 what Dagster holds done is in the ledger; what the ledger holds beyond that, the next run tells Dagster.
+
+The files that a pipeline's ledgers refer to, feature files and bundles, can also be read and compared with what was recorded.
 """
 
 import fcntl
@@ -20,7 +22,10 @@ from uuid import uuid4
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, listed
+from batch_platform.models.bundle import require_unchanged
 from batch_platform.operations.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.state import State
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.files import sync, write_whole
 from batch_platform.warehouse.home import Home
@@ -335,3 +340,34 @@ def _count_records(database: Path) -> tuple[int, int]:
             raise sqlite3.DatabaseError(problems[0])
         names = [name for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return len(names), sum(con.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for name in names)
+
+
+def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
+    """Read every feature file and every bundle that serves; gives an error for each that is not as recorded.
+
+    A file may be missing of a partition that is not scored, which builds it again, or no longer declared, whose file `gc` removes.
+    """
+    for key, build in {**state.features, **state.lost}.items():
+        is_needed = key in state.scores and _is_declared(pipeline, key)
+        if is_needed or pipeline.history.file(build).exists():
+            try:
+                pipeline.history.require_unchanged(build)
+            except IntegrityError as error:
+                yield error
+    registry = state.registry
+    challengers = ((name, registry.named(version)) for version, name in registry.challengers.items())
+    serving = [stretch.version for stretch in registry.timeline.stretches]
+    serving += filter(None, (registry.challenger_at(name, version.serving_start) for name, version in challengers))
+    for name, sha256 in {version.version: version.sha256 for version in serving}.items():
+        try:
+            require_unchanged(pipeline.home.bundle(registry.pipeline, name), sha256)
+        except IntegrityError as error:
+            yield error
+
+
+def _is_declared(pipeline: Pipeline, key: str) -> bool:
+    try:
+        pipeline.spec.partitions.calendar.named(key)
+    except WrongUseError:
+        return False
+    return True

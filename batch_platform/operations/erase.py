@@ -20,8 +20,15 @@ from batch_platform.delivery.ledger import TABLE as DELIVERIES
 from batch_platform.features.lake import BATCH_ROWS, FileWriter, left_aside, of_full_size, remove_unlocked
 from batch_platform.monitoring.measures.challengers import RUNS
 from batch_platform.monitoring.measures.performance import OUTCOMES
-from batch_platform.operations.remains import remains_of, texts_of
-from batch_platform.operations.subjects import FoundRows, HeldSubject, SubjectRows, find_rows, read_file
+from batch_platform.operations.subjects import (
+    FoundRows,
+    HeldSubject,
+    SubjectRows,
+    find_rows,
+    read_file,
+    remains_of,
+    texts_of,
+)
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import undelivered

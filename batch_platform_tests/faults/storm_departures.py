@@ -16,7 +16,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.operations.erase import erase_subject
 from batch_platform.operations.export import export
 from batch_platform.pipeline.deliver import deliver

@@ -23,7 +23,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.operations.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse

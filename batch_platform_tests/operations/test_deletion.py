@@ -19,7 +19,7 @@ import pytest
 from batch_platform.declaration.errors import OvertakenError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.segments import OTHERS
-from batch_platform.operations.drop import drop_partitions, drop_pipelines
+from batch_platform.operations.cleanup import drop_partitions, drop_pipelines
 from batch_platform.operations.erase import erase_subject, held_subject
 from batch_platform.operations.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.backtest import backtest

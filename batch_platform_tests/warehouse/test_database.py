@@ -19,7 +19,7 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.operations.drop import drop_pipelines
+from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, Warehouse, bounded_buffer
 from batch_platform.warehouse.home import Home

@@ -21,7 +21,7 @@ from batch_platform.declaration.errors import DamagedRowsError, DataError, Wareh
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
-from batch_platform.operations.drop import drop_pipelines
+from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.deletion import drop_rows, held_rows, leave_mark
 from batch_platform.warehouse.descriptions import OF_PIPELINES
