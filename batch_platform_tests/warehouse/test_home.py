@@ -13,11 +13,6 @@ from batch_platform.warehouse.published import publish
 SHA256 = "0123456789abcdef" * 4
 
 
-def test_the_home_is_what_the_environment_names(tmp_path, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
-    assert Home.from_environment(Path("/elsewhere")).root == tmp_path / "home"
-
-
 @pytest.mark.parametrize("named", [None, ""])
 def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named):
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
