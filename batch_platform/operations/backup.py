@@ -9,6 +9,7 @@ The files that a pipeline's ledgers refer to, feature files and bundles, can als
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -128,7 +129,8 @@ def read_backup(archive: Archive, backup: Backup, folder: Path) -> BackupRead:
     """
     counts = dict[str, tuple[int, int]]()  # tables and rows of each database
     aside = folder / "database"
-    for path, database in _laid_out(archive, backup.files, lambda path: aside if _is_database(path) else None):
+    databases = {path for path in backup.files if path == _WAREHOUSE or re.fullmatch(r"dagster/.*\.db", path)}
+    for path, database in _laid_out(archive, backup.files, lambda path: aside if path in databases else None):
         try:
             if path == _WAREHOUSE:
                 counts[path], named = _count_rows(aside, Home(folder))
@@ -317,10 +319,6 @@ def _aside(home: Home, path: str) -> Path:
         raise IntegrityError(msg, hint="use another backup, and remove what links lie in the home.")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name}.restored")
-
-
-def _is_database(path: str) -> bool:
-    return path == _WAREHOUSE or (path.startswith("dagster/") and path.endswith(".db"))
 
 
 def _count_rows(database: Path, home: Home) -> tuple[tuple[int, int], Collection[Path]]:

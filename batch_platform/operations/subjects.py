@@ -139,7 +139,7 @@ class SubjectRows:
                 conditions += [mentions.format(at) for at in range(len(values))]
             elif {"key", "row"} <= columns & own.keys():
                 texts = [
-                    f"json_extract_string(row, {literal(_pointer(column))}) = $value{at}"
+                    f"json_extract_string(row, {literal(json_pointer(column))}) = $value{at}"
                     for at, column in enumerate(values)
                 ]
                 conditions += [
@@ -245,7 +245,8 @@ def bound(values: Mapping[str, str]) -> dict[str, str]:
     return {f"value{at}": text for at, text in enumerate(values.values())}
 
 
-def _pointer(column: str) -> str:
+def json_pointer(column: str) -> str:
+    """The path of a column in a row that is kept as JSON."""
     return "/" + column.replace("~", "~0").replace("/", "~1")
 
 

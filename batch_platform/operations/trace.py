@@ -37,13 +37,14 @@ from batch_platform.models.refinements.reasons import REASONS, explained_outputs
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.operations.export import scored_file
+from batch_platform.operations.subjects import json_pointer, read_file
 from batch_platform.pipeline.plan import first_served
 from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.deletion import read_erasures, subject_hash
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import in_memory, literal, quoted
+from batch_platform.warehouse.sql import in_memory, quoted
 
 MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key
@@ -228,7 +229,7 @@ def _rows(
             bound[f"value{at}"] = _with_zone(value, spec) if dtype == "TIMESTAMP WITH TIME ZONE" else value
             column = quoted(name)
             if outcome == "rejected":
-                bound[f"path{at}"] = "/" + name.replace("~", "~0").replace("/", "~1")  # a JSON pointer
+                bound[f"path{at}"] = json_pointer(name)
                 column = f"json_extract_string(key, $path{at})"
             same = f"TRY_CAST({column} AS {dtype}) = TRY_CAST($value{at} AS {dtype})"
             conditions.append(f"(CAST({column} AS VARCHAR) = $value{at} OR {same})")
@@ -278,7 +279,7 @@ def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> pl.DataFra
         return None
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
     with in_memory() as con:
-        query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
+        query = f"FROM {read_file(path)} WHERE {same} LIMIT 1"
         return con.sql(query, params=[*key.values()]).pl()
 
 
@@ -489,7 +490,7 @@ def _unscored(
             path = home.feature_file(spec.name, name, build.sha256)
             if name in scored or not path.is_file():
                 continue
-            rows = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
+            rows = f"FROM {read_file(path)} WHERE {same} LIMIT 1"
             if features.execute(rows, [*key.values()]).fetchone():
                 return calendar.named(name)
     return None

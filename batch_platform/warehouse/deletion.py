@@ -329,7 +329,7 @@ def drop_scores(
 
 def delete_rows(con: duckdb.DuckDBPyConnection, pipeline: str, held: Mapping[str, Mapping[str, int]]) -> None:
     """Delete the rows of partitions in the caller's transaction, given by table as `held_rows` counts them, and note it in the journal."""
-    in_files = {table.view: table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)}
+    in_files = {table.view: table for table in _in_files(con, pipeline)}
     changed: list[tuple[str, str, str | None]] = []
     wheres = _tables(con, pipeline)
     for table, counts in held.items():
@@ -405,7 +405,8 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """
     for table in _in_files(con, name):
         con.execute(f"DROP VIEW {quoted(name)}.{table.view}")
-    for table in _whole_tables(con, name):
+    reserved = reserved_tables()  # others are those of users that have its name as their schema
+    for table in (table for schema, table in tables(con) if schema == name and table in reserved):
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
     for table in (table for table in _ledgers(con) if table != ERASURES):
         con.execute(f"DELETE FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $name", {"name": name})
@@ -417,11 +418,6 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
 def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFiles]:
     """The tables of a pipeline that are views."""
     return [table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)]
-
-
-def _whole_tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
-    """The tables of a pipeline, without those of users that have its name as their schema."""
-    return [table for schema, table in tables(con) if schema == pipeline and table in reserved_tables()]
 
 
 def _ledgers(con: duckdb.DuckDBPyConnection) -> list[str]:
