@@ -293,8 +293,8 @@ MUTATIONS = (
     Mutation(
         "two processes hold the warehouse at once",
         "warehouse/lock.py",
-        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
+        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n    except",
         ("warehouse/test_lock.py", "warehouse/test_database.py"),
     ),
     # Loading, schedules, the command and reports
