@@ -30,12 +30,8 @@ def require_sinks(deliveries: Iterable[Delivery]) -> None:
 def replace_at_receiver(target: Target, read: Callable[[], pa.RecordBatchReader]) -> None:
     """Make rows the rows of a partition at its receiver, as `Sink.replace` says.
 
-    Args:
-        target: The partition at its receiver.
-        read: Begins to read the rows; called again if another commit to the receiver came first.
-
-    Raises:
-        DeliveryError: The receiver refuses them, or lies in the home.
+    `read` begins to read them; it is called again if another commit to the receiver came first. Raises DeliveryError if the
+    receiver refuses them, or lies in the home.
     """
     sink = SINKS[target.delivery.kind]
     path, home = sink.path(target), target.home.root

@@ -70,11 +70,7 @@ def back_up(home: Home, archive: Archive, now: datetime, *, keep: int | None = N
 
     Publishes first, as runs do. A file that is as it was in the newest backup, by size and time, is not read again.
 
-    Args:
-        home: The home.
-        archive: The place for its backups.
-        now: Time of the backup, in UTC.
-        keep: How many backups to keep; None for all.
+    With `keep`, only so many of the newest backups stay.
 
     Raises:
         WrongUseError: There is nothing to back up, the archive lies in the home or holds backups of another one, or another

@@ -93,8 +93,7 @@ class Warehouse:
     def open(self, *, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
-        Args:
-            compact: Set to write the file anew first, see `compact_file`.
+        With `compact`, the file is written anew first, see `compact_file`.
 
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.

@@ -85,10 +85,7 @@ def require_wiped(home: Home) -> None:
 def compact_file(con: duckdb.DuckDBPyConnection, to: Path) -> Path:
     """Write what the warehouse holds to a file that is not there yet, which is complete on the disk afterwards; returns its path.
 
-    The journal notes it, so that a copy is published under a new name.
-
-    Raises:
-        duckdb.Error: The file cannot be written; the warehouse is as before.
+    The journal notes it, so that a copy is published under a new name. After a duckdb.Error the warehouse is as before.
     """
     with transaction(con):
         journal(con, [(LEDGERS_SCHEMA, "meta", None)])

@@ -127,12 +127,7 @@ class Attached:
 def attach(file: Path, *, read_only: bool = False) -> Attached:
     """Open a database file, which is made if it is missing; it never checkpoints by itself: every checkpoint is made safe first.
 
-    Args:
-        file: The file.
-        read_only: Open an existing file for reading only.
-
-    Raises:
-        duckdb.Error: The file cannot be opened, or another process has it open.
+    Raises duckdb.Error if the file cannot be opened, or another process has it open.
     """
     instance = _taken()
     spilled = file.with_name(f"{file.name}.tmp")

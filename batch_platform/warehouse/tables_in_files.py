@@ -132,15 +132,7 @@ def staged_files(
 ) -> list[StagedFile]:
     """Describe the staged files of a partition, without those that have no rows, and wait until all are on the disk.
 
-    Args:
-        run: The partition's row in the ledger.
-        table: The table whose rows the files hold.
-        paths: The files.
-        hashes: The XXH3 (128 bits) of each file. Left out: the files are read and hashed here.
-        challenger: The challenger whose scores they hold.
-
-    Raises:
-        WarehouseError: The disk does not take the files.
+    Without the XXH3 (128 bits) of each file, the files are read and hashed here. Raises WarehouseError if the disk does not take them.
     """
     columns, staged = dict[str, str](), list[StagedFile]()  # the first by Arrow's schema
     with storage_explained(run.pipeline, table, [run.partition_key]):
@@ -171,11 +163,8 @@ def replace_partitions(
 ) -> int:
     """Replace partitions of a pipeline's table by staged rows, in the caller's transaction; returns the number of rows.
 
-    Without a staged file, rows are only deleted.
-
-    Raises:
-        DataError: Values do not fit the type of the table's column without loss.
-        WarehouseError: A file cannot be brought into the lake.
+    Without a staged file, rows are only deleted. Raises as `fit_columns` does, and WarehouseError if a file cannot be brought into
+    the lake.
     """
     if new.files is not None and new.staged:
         _make_room(con, pipeline, table)
@@ -416,10 +405,8 @@ def require_undamaged(
 ) -> int:
     """Read every byte of the files with rows of some partitions, by default of all, and return how many rows they hold.
 
-    Rows in DuckDB need no such look: DuckDB checks the sum of each block that it reads.
-
-    Raises:
-        DamagedRowsError: A file is not as it was published.
+    Rows in DuckDB need no such look: DuckDB checks the sum of each block that it reads. Raises DamagedRowsError if a file is not
+    as it was published.
     """
     ((root,),) = con.execute(f"SELECT getvariable('{HOME_VARIABLE}')").fetchall()
     every = named_files(con, Home(Path(root)), pipeline=pipeline, partition_keys=partition_keys)
