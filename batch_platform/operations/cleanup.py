@@ -90,9 +90,7 @@ def find_garbage(
 
     Versions that were never promoted are kept unless they are older than `trained_before`, since somebody may still promote
     them. In a home that may only be read, the ledgers are those of the published copy.
-
-    Raises:
-        WarehouseError: Files are older than the ledgers, which then belong to another home and know nothing of them.
+    Raises WarehouseError if files are older than the ledgers, which then belong to another home and know nothing of them.
     """
     garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
     with reading_ledgers(home) as con:
@@ -102,16 +100,11 @@ def find_garbage(
         pinned = {challenger.version for challenger in spec.challengers if challenger.version}
         garbage += _bundles(home, referred.registry, referred.scored | pinned, now, trained_before)
         garbage += _features(home, spec, referred.builds, now)
-    _require_older_ledgers(home, garbage, began)
-    return garbage
-
-
-def _require_older_ledgers(home: Home, garbage: Sequence[Garbage], began: datetime) -> None:
     unknown = [item.path for item in garbage if item.pipeline and not item.version]
-    older = [path for path in unknown if path.lstat().st_mtime < began.timestamp()]
-    if older:
+    if older := [path for path in unknown if path.lstat().st_mtime < began.timestamp()]:
         msg = f"{home.warehouse} was created after {older[0]} was written, so it cannot know what {home.root} held before."
         raise WarehouseError(msg, hint="put the warehouse that belongs to these files back; nothing was removed.")
+    return garbage
 
 
 def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list[Garbage]:
@@ -119,9 +112,7 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list
 
     The check and the record that versions are removed are one transaction: a version promoted before it stays, and a version
     cannot be promoted after it.
-
-    Raises:
-        WarehouseBusyError: Another process held the warehouse for too long; nothing is removed.
+    After a WarehouseBusyError nothing is removed.
     """
     removable = list(garbage)
     if pipelines := {item.pipeline for item in garbage if item.pipeline}:
@@ -156,10 +147,8 @@ class OldRows:
 def remove_old_rows(pipeline: Pipeline, stamp: Stamp, *, dry_run: bool = False) -> list[OldRows]:
     """Remove what is older than its declared retention at `stamp.at`; with `dry_run`, only say what that is.
 
-    The ledger of evaluations and the metrics of months and quarters stay.
-
-    Raises:
-        WarehouseError: The rows are removed, but their bytes could not be.
+    The ledger of evaluations and the metrics of months and quarters stay. Raises WarehouseError if the rows are removed, but
+    their bytes could not be.
     """
     name, home, removed = pipeline.spec.name, pipeline.home, list[OldRows]()
     old = expired(pipeline.spec, pipeline.state(), stamp.at) if pipeline.spec.retention else {}

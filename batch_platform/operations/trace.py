@@ -173,7 +173,7 @@ def trace(
     with reading_published(home) as con:
         rows = _rows(con, spec, key, only)
         if not rows:
-            raise untraced(con, home, spec, key, only)
+            raise _untraced(con, home, spec, key, only)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
     traces: list[Trace] = []
@@ -440,7 +440,7 @@ def _rows_of_key(
     return int(count), tuple(dict(zip(wanted, row, strict=True)) for row in rows)
 
 
-def untraced(
+def _untraced(
     con: duckdb.DuckDBPyConnection, home: Home, spec: PipelineSpec, key: Mapping[str, str], only: str | None
 ) -> DataError:
     """The error for a key of which no row is scored or rejected, in one partition `only` or in any."""
