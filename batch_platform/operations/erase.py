@@ -25,7 +25,6 @@ from batch_platform.operations.subjects import (
     HeldSubject,
     SubjectRows,
     find_rows,
-    read_file,
     remains_of,
     texts_of,
 )
@@ -52,7 +51,7 @@ from batch_platform.warehouse.ledger import (
     read_latest,
 )
 from batch_platform.warehouse.lock import staging_folder
-from batch_platform.warehouse.sql import has_table, literal, quoted
+from batch_platform.warehouse.sql import has_table, literal, quoted, read_file
 from batch_platform.warehouse.tables_in_files import (
     CHALLENGER_SCORES,
     PREDICTIONS,

@@ -36,7 +36,16 @@ from batch_platform.warehouse.failures import FAILURES
 from batch_platform.warehouse.home import feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, read_records
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import has_table, in_memory, literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import (
+    has_table,
+    in_memory,
+    json_pointer,
+    literal,
+    quoted,
+    read_file,
+    table_columns,
+    tables,
+)
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, TABLES_IN_FILES, PublishedFile, TableInFiles
 
 FEATURES = "features"
@@ -230,11 +239,6 @@ class SubjectRows:
         return HeldSubject({table: count for table, count in rows.items() if count}, sorted(keys), seen, receivers)
 
 
-def read_file(path: Path) -> str:
-    """A Parquet file as SQL after FROM; no folder of its path is taken for a column."""
-    return f"read_parquet({literal(str(path))}, hive_partitioning = false)"
-
-
 def same(columns: Iterable[str]) -> str:
     """The SQL condition that columns have the values that `bound` gives, as text."""
     return " AND ".join(f"CAST({quoted(name)} AS VARCHAR) = $value{at}" for at, name in enumerate(columns))
@@ -243,11 +247,6 @@ def same(columns: Iterable[str]) -> str:
 def bound(values: Mapping[str, str]) -> dict[str, str]:
     """The values of a subject as SQL binds them."""
     return {f"value{at}": text for at, text in enumerate(values.values())}
-
-
-def json_pointer(column: str) -> str:
-    """The path of a column in a row that is kept as JSON."""
-    return "/" + column.replace("~", "~0").replace("/", "~1")
 
 
 _SHORTEST = 4  # characters of a text that is looked for

@@ -37,14 +37,13 @@ from batch_platform.models.refinements.reasons import REASONS, explained_outputs
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.operations.export import scored_file
-from batch_platform.operations.subjects import json_pointer, read_file
 from batch_platform.pipeline.plan import first_served
 from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.deletion import read_erasures, subject_hash
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import in_memory, quoted
+from batch_platform.warehouse.sql import in_memory, json_pointer, quoted, read_file
 
 MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key

@@ -33,6 +33,16 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def read_file(path: Path) -> str:
+    """A Parquet file as SQL after FROM; no folder of its path is taken for a column."""
+    return f"read_parquet({literal(str(path))}, hive_partitioning = false)"
+
+
+def json_pointer(column: str) -> str:
+    """The path of a column in a row that is kept as JSON."""
+    return "/" + column.replace("~", "~0").replace("/", "~1")
+
+
 def connect(
     file: Path | None = None, *, read_only: bool = False, config: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
