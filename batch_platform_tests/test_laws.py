@@ -36,8 +36,7 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
 from batch_platform.monitoring.measures.profiles import read_profiles
 from batch_platform.monitoring.profiles import merged_profiles, number_profile
-from batch_platform.operations.cleanup import find_garbage, remove_garbage
-from batch_platform.operations.drop import drop_partitions, drop_pipelines
+from batch_platform.operations.cleanup import drop_partitions, drop_pipelines, find_garbage, remove_garbage
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
@@ -45,8 +44,7 @@ from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform_tests.harness.small_pipeline import (
     LABELS_BY_DAY,
     carry_out,

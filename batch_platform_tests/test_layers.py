@@ -12,10 +12,9 @@ from typing import get_args
 
 import pytest
 
+from batch_platform.warehouse.deletion import DROPPED
 from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.dropping import DROPPED
-from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS, FailedStep
-from batch_platform.warehouse.fingerprints import FINGERPRINTS
+from batch_platform.warehouse.failures import FAILURES, FINGERPRINTS, REFUSED_ROWS, FailedStep
 from batch_platform.warehouse.sql import connect
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES
 
@@ -259,9 +258,9 @@ PLACES = {
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
     "fsspec": r"sources\.objects",
-    "deltalake": r"(sources|delivery)\.delta",
+    "deltalake": r"sources\.delta|delivery\.files",
     "adbc_driver_manager": r"sources\.adbc",
-    "pyiceberg": r"(sources|delivery)\.iceberg",
+    "pyiceberg": r"sources\.iceberg|delivery\.files",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

@@ -12,8 +12,8 @@ from batch_platform.cli.failed_checks import FailedCheck, failed_in, show_failed
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.predictions import PREFIX
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import ClassLabel

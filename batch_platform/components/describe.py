@@ -14,7 +14,7 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry

@@ -31,7 +31,7 @@ from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.delivery.ledger import Delivered
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,

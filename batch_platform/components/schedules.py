@@ -29,7 +29,7 @@ from batch_platform.planning.plan import Plan, make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import State
 from batch_platform.planning.steps import STEPS, Item, Request, Step, requests
-from batch_platform.warehouse.marks import current_copy
+from batch_platform.warehouse.files import current_copy
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}

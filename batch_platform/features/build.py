@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
     did_you_mean,
     listed,
 )
-from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.importing import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import DatedSources, Fingerprint, Taken, fingerprint_of, instant

@@ -26,7 +26,7 @@ from batch_platform.features.origins import RowsRead
 from batch_platform.features.query import Query, SparkQuery
 from batch_platform.sources.kind import SourceTable, digest
 from batch_platform.sources.opening import SourceConnection, Sources
-from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
+from batch_platform.warehouse.failures import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.sql import quoted
 

@@ -24,7 +24,7 @@ from xxhash import xxh3_128
 from batch_platform.declaration.errors import DamagedFeaturesError, threads_explained
 from batch_platform.declaration.threads import threads
 from batch_platform.sources.objects import FilePath, ObjectPath, opened_store
-from batch_platform.warehouse.staging import if_free
+from batch_platform.warehouse.lock import if_free
 
 _ASIDE = re.compile(r"\.[0-9a-f]{32}\.parquet")
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest

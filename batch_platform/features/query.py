@@ -28,8 +28,7 @@ from batch_platform.sources.interruption import TimeLimit
 from batch_platform.sources.kind import failure_in
 from batch_platform.sources.objects import hint_for, store_failure_in
 from batch_platform.sources.opening import SourceConnection
-from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import in_memory, quoted
 
 if TYPE_CHECKING:
     from batch_platform.features.lineage import SparkStatement

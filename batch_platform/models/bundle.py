@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
-from batch_platform.declaration.extras import installed, missing
+from batch_platform.declaration.importing import installed, missing
 from batch_platform.kernels.forest.compiled import (
     NOT_TREES,
     WORTH_COMPILING,

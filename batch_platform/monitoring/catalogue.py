@@ -13,8 +13,8 @@ from typing import Any, get_args
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.errors import number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.measure import (
     ALARMS,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import number
 from batch_platform.monitoring.profiles import Profile
 
 SURPRISE = 0.001  # p-value from which a difference is more than chance

@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.drift import Level
 from batch_platform.monitoring.metrics import Metric, known_to

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, rule_in
 from batch_platform.declaration.errors import DataError, did_you_mean, listed
 from batch_platform.declaration.inputs import WEIGHT
+from batch_platform.declaration.predictions import DECISION, rule_in
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import (

@@ -33,12 +33,11 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Due, orders_of, staged_whole
 from batch_platform.warehouse.database import Warehouse, require_none_erased
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun, as_record, create_table, insert, note_partitions, read_latest
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import literal
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.sql import in_memory, literal
 
 BACKTESTS, SCORES = BACKTEST_TABLES
 

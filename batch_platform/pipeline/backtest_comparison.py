@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.row_checks import with_keys_of

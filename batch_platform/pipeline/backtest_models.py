@@ -9,7 +9,7 @@ from typing import Any
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.notation import check_dotted
 from batch_platform.declaration.spec import PipelineSpec

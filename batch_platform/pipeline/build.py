@@ -21,7 +21,7 @@ from batch_platform.planning.state import State
 from batch_platform.scoring.run import in_groups
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 
 @dataclass(frozen=True)

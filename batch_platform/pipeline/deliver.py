@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DataError, ReceiverDownError, did_you_mean, listed
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.errors import counted, listed, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.estimates import estimated_metric
 from batch_platform.monitoring.health import Aspect, Health

@@ -13,8 +13,8 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.predictions import rule_in
 from batch_platform.features.history import History, never_learned_from, snapshot_hashes
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.kernels.native_threads import one_thread

@@ -19,9 +19,9 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, read_committed
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import drop_scores
+from batch_platform.warehouse.deletion import drop_scores
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
 

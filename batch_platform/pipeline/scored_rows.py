@@ -8,8 +8,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import History
 from batch_platform.features.row_checks import with_keys_of

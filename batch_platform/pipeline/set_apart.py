@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     Grouping,
@@ -15,6 +14,7 @@ from batch_platform.declaration.errors import (
     listed,
     merged,
 )
+from batch_platform.declaration.predictions import PREFIX
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.planning.state import State

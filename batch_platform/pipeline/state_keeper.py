@@ -9,8 +9,8 @@ from functools import cached_property
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.declaration.predictions import rule_text
 from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
@@ -20,8 +20,7 @@ from batch_platform.planning.plan import Plan, make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import Declared, Records, Seen, State, checked, with_files_as_seen
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import read_dropped
-from batch_platform.warehouse.erasures import read_erased
+from batch_platform.warehouse.deletion import read_dropped, read_erased
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,

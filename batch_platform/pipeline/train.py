@@ -48,7 +48,7 @@ from batch_platform.planning.state import State
 from batch_platform.planning.trainings import declared_now, knows_too_much, untrained
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import forget_failures
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Version
 from batch_platform.planning.state import State

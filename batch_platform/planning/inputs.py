@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
-from batch_platform.declaration.functions import source_code
+from batch_platform.declaration.importing import source_code
 from batch_platform.declaration.model import Learner
 from batch_platform.declaration.notation import DOTTED
 from batch_platform.declaration.spec import PipelineSpec

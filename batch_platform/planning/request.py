@@ -8,7 +8,7 @@ from functools import cached_property
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.planning.artifacts import with_snapshots_over
 from batch_platform.planning.retention import Expired, expired, why_left

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import takewhile
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.planning.state import State
 

@@ -19,8 +19,7 @@ from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
 from batch_platform.planning.inputs import Inputs
 from batch_platform.sources.objects import listed_once
-from batch_platform.warehouse.dropping import DroppedPartition
-from batch_platform.warehouse.erasures import ErasedSubjects
+from batch_platform.warehouse.deletion import DroppedPartition, ErasedSubjects
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun

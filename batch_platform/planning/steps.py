@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 
 Step = Literal["features", "model", "challengers", "predictions", "performance", "deliveries"]
 STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance", "deliveries")

@@ -14,7 +14,7 @@ import duckdb
 
 from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
-from batch_platform.declaration.extras import installed
+from batch_platform.declaration.importing import installed
 from batch_platform.declaration.inputs import STORES, Encoding, Source, require_object, scheme_of
 from batch_platform.declaration.notation import rendered
 from batch_platform.declaration.redaction import protect

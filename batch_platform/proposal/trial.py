@@ -17,9 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import LONGEST, Partition
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, number
 from batch_platform.declaration.spec import Model, PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.features.history import (
     ENTITY,
     PARTITION_START,

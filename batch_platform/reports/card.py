@@ -15,10 +15,9 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, counted, listed
+from batch_platform.declaration.errors import DataError, counted, listed, number
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.bundle import Manifest
 from batch_platform.models.judged import JudgedScores

@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.errors import number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
 from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE
 from batch_platform.monitoring.measures.profiles import read_profiles

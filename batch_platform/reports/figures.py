@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.reporting import ReportEvery
+from batch_platform.declaration.operating import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES

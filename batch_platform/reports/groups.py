@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import counted
+from batch_platform.declaration.errors import counted, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES
 from batch_platform.reports.wording import words
 from batch_platform.warehouse.sql import quoted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import number
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measures.importance import IMPORTANCE
 from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.deciding import Decide
+from batch_platform.declaration.predictions import Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
 from batch_platform.monitoring.metrics import METRICS, Metric

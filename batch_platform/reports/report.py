@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, number
+from batch_platform.declaration.operating import ReportEvery
 from batch_platform.declaration.redaction import redact
-from batch_platform.declaration.reporting import ReportEvery
-from batch_platform.declaration.wording import number
 from batch_platform.pipeline.status import status_at
 from batch_platform.planning.request import PlanRequest
 from batch_platform.reports import wording

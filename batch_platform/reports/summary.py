@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from batch_platform.declaration.errors import counted
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import counted, number
 from batch_platform.models.gate import BY_LESS
 from batch_platform.monitoring.catalogue import FailedCheck, grouped, texts_in_short
 from batch_platform.monitoring.measures.drift import DRIFT

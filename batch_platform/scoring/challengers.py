@@ -12,8 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, WrongUseError, failure_of
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.errors import SourceError, did_you_mean
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import ParquetFiles, SourceKind, SourceTable, digest

@@ -20,9 +20,9 @@ from batch_platform.sources.adbc import is_sqlite
 from batch_platform.sources.files import Files, files_of
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, holder_of
+from batch_platform.warehouse.files import current_copy
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
-from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.user_tables import WHOLE, TableName, published_partitions, select_rows, table_of_asset

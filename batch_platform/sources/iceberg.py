@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.errors import BatchPlatformError, did_you_mean
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.inputs import IcebergSnapshot, IcebergTable, Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.delta import parquet_dataset

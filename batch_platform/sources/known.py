@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.errors import SourceError
-from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.importing import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.delta import DELTA

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_platform.declaration.engine import ADDRESS, DEFAULT_PORTS, Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.threads import SHORT_WAITS
 from batch_platform.spark.internals import (

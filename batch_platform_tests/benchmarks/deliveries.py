@@ -53,7 +53,7 @@ rows = deliver(*sys.argv[1:])
 
 def deliver(uri: str, file: str) -> int:
     """Deliver the rows of a file as a run does; returns their number."""
-    from batch_platform.declaration.deliveries import Delivery
+    from batch_platform.declaration.predictions import Delivery
     from batch_platform.delivery.known import replace_at_receiver
     from batch_platform.delivery.sink import BATCH_ROWS, Target
     from batch_platform.warehouse.home import Home

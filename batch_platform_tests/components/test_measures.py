@@ -13,7 +13,7 @@ from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published

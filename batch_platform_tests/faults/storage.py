@@ -34,8 +34,7 @@ from batch_platform.reports.report import write_report
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
     NOW,

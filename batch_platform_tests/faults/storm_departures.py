@@ -16,16 +16,16 @@ import polars as pl
 
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.operations.erase import erase_subject
 from batch_platform.operations.export import export
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.artifacts import undelivered
 from batch_platform.reports.report import write_report
-from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.deletion import read_dropped
+from batch_platform.warehouse.files import published_copies
 from batch_platform.warehouse.home import Home, partition_of
-from batch_platform.warehouse.marks import published_copies
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import quoted, table_columns, tables
 from batch_platform_tests.faults.inspection import Seen

@@ -28,7 +28,7 @@ from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks, inspect, inspect_files
 from batch_platform_tests.faults.invariants import NOW, SCORED, assert_nothing_in_between, days, rewrite
 from batch_platform_tests.faults.nursery import mark

@@ -23,13 +23,13 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.operations.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.recovery import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec

@@ -20,7 +20,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.recovery import restore_from_published
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.inspection import OF_CHALLENGERS
 from batch_platform_tests.faults.invariants import (

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.model import Model
-from batch_platform.declaration.predictions import Predictions
-from batch_platform.declaration.reasons import Reasons
+from batch_platform.declaration.predictions import Predictions, Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.declared_model import check_model

@@ -145,21 +145,21 @@ MUTATIONS = (
     # What a loss of power leaves
     Mutation(
         "a file gets its name before its content is on the disk",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         "    sync(aside)\n    aside.replace(path)",
         "    aside.replace(path)",
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
     ),
     Mutation(
         "the name of the rollback journal is not on the disk when the checkpoint begins",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         "        sync(to.parent)\n",
         "",
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
     ),
     Mutation(
         "the blocks of a checkpoint are saved after they were overwritten",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         '            self._save(con)\n            con.execute("CHECKPOINT")',
         '            con.execute("CHECKPOINT")\n            self._save(con)',
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
@@ -285,7 +285,7 @@ MUTATIONS = (
     ),
     Mutation(
         "of subjects erased by different columns, only those of the last columns are left out",
-        "warehouse/erasures.py",
+        "warehouse/deletion.py",
         "kept &= ~np.asarray(gone, dtype=bool)",
         "kept = ~np.asarray(gone, dtype=bool)",
         ("warehouse/test_erasures.py", "operations/test_deletion.py"),
@@ -293,8 +293,8 @@ MUTATIONS = (
     Mutation(
         "two processes hold the warehouse at once",
         "warehouse/lock.py",
-        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
+        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n    except",
         ("warehouse/test_lock.py", "warehouse/test_database.py"),
     ),
     # Loading, schedules, the command and reports

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.predictions import rule_text
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Registry

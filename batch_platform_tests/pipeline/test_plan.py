@@ -21,7 +21,7 @@ from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import Declared, Records, State
 from batch_platform.planning.steps import STEPS, Item, requests
 from batch_platform.planning.trainings import changed, declared_now, training_asked_for
-from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.warehouse.deletion import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining
 from batch_platform_tests.harness.small_pipeline import small_spec

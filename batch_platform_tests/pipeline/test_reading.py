@@ -9,7 +9,7 @@ import pytest
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.promotion import Maker, roll_back
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest

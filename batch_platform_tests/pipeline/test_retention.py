@@ -17,7 +17,7 @@ from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.retention import expired
 from batch_platform.planning.state import Declared, Records, State
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, holding
 

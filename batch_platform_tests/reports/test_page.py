@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
 
-from batch_platform.declaration.deciding import Decide
+from batch_platform.declaration.predictions import Decide
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.status import status_at
 from batch_platform.planning.request import PlanRequest

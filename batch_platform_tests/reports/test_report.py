@@ -10,9 +10,8 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from batch_platform.declaration.deciding import Decide
-from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import DataError, number
+from batch_platform.declaration.predictions import Decide
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.status import status_at

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import number
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.reports.figures import Headline
 from batch_platform.reports.wording import PLAIN, between, ends, figure, plain

@@ -343,7 +343,7 @@ from pathlib import Path
 from batch_platform.declaration.engine import Spark
 from batch_platform.spark.jobs import spark_jobs
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 home, declared = Home(Path(sys.argv[1])), Spark.model_validate(json.loads(sys.argv[2]))
 with staging_folder(home, "run") as folder, spark_jobs(declared, "small", folder):
     pass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.kernels.forest.boosters import read_lightgbm
 from batch_platform.kernels.forest.structure import malformed
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task

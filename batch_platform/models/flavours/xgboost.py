@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, WrongUseError
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.kernels.forest.boosters import read_xgboost
 from batch_platform.kernels.forest.ensembles import Ensemble, require
 from batch_platform.kernels.forest.structure import malformed

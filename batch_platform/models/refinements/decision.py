@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, Decide
+from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.models.contract import BINARY, ClassLabel
 from batch_platform.monitoring.decisions import rule_of
 

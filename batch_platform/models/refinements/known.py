@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.refinements.calibration import CALIBRATION
 from batch_platform.models.refinements.interval import INTERVAL

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError
-from batch_platform.declaration.reasons import Reasons
+from batch_platform.declaration.predictions import Reasons
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.kernels.predictor import Predictor

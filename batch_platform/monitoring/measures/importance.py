@@ -3,9 +3,9 @@
 import polars as pl
 
 from batch_platform.monitoring.measure import Column, Measure, ScoredPart
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.replacing import rows_of_files
+from batch_platform.warehouse.sql import in_memory
 
 # Two plain scans: one query that counts the rows too would first put all reasons aside in memory.
 _EXPLAINED = "SELECT count(reasons) FROM {rows}"

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import listed, number
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
 from batch_platform.monitoring.metrics import (

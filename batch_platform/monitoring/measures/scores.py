@@ -13,14 +13,12 @@ from typing import Any
 
 import duckdb
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import listed, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.markdown import Markdown, listing
 from batch_platform.monitoring.measure import DIGITS, Check, Commits, Finding, Measure, ScoredPart
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.replacing import rows_of_files
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.sql import has_table, in_memory, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
 HEIGHTS = "\u00a0▁▂▃▄▅▆▇█"  # bars by height; no bar for an empty range

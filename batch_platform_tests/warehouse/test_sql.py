@@ -7,15 +7,16 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.warehouse import instance
-from batch_platform.warehouse.instance import attach, in_memory
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.warehouse import sql
+from batch_platform.warehouse.sql import attach, connect
 
 
 @pytest.fixture(autouse=True)
 def no_idle_instance():
-    instance._close_idle()
+    sql._close_idle()
     yield
-    instance._close_idle()
+    sql._close_idle()
 
 
 def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_first(tmp_path):
@@ -37,23 +38,21 @@ def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_fir
         ]
 
 
-def test_an_instance_that_failed_to_open_a_file_or_spilled_is_not_used_again(tmp_path):
-    (tmp_path / "broken.duckdb").write_bytes(b"no database" * 1000)
-    with pytest.raises(duckdb.Error):
-        attach(tmp_path / "broken.duckdb")
-    assert not instance._idle
-    with closing(attach(tmp_path / "spilled.duckdb")) as database:
-        database.spilled.mkdir()  # as DuckDB makes it when a query does not fit into memory
-    assert not instance._idle
-    with pytest.raises(duckdb.ParserException), in_memory() as con:
-        con.execute("no SQL")
-    assert not instance._idle
+def test_a_process_without_memory_for_duckdb_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise duckdb.OutOfMemoryException("malloc failed")
+
+    monkeypatch.setattr(duckdb, "connect", refuse)
+    with pytest.raises(
+        BatchPlatformError, match=r"could not start for want of memory: .*Hint: give the process more memory"
+    ):
+        connect()
 
 
 def test_a_forked_process_opens_files_that_its_parent_had_open(tmp_path):
     with closing(attach(tmp_path / "a.duckdb")) as database:
         database.con.execute("CREATE TABLE t AS SELECT 1 AS a")
-    assert instance._idle
+    assert sql._idle
     child = os.fork()
     if not child:
         with closing(attach(tmp_path / "a.duckdb")) as database:

@@ -1,14 +1,47 @@
-"""Functions that a declaration names as `module.function`: import them, read their parameters and their source code."""
+"""Import what is named elsewhere: functions that a declaration names as `module.function`, and optional libraries, each an extra of this package."""
 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from batch_platform.declaration.errors import WrongUseError, did_you_mean
+
+
+@contextmanager
+def needed(library: str, *, extra: str) -> Generator[None]:
+    """Import an optional library in this block; raises WrongUseError, with the extra that installs it, if it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise missing(library, extra, str(error)) from error
+
+
+def missing(library: str, extra: str, reason: str = "it is not installed") -> WrongUseError:
+    """The error for an optional library that is not there."""
+    msg = f"{library} is needed here, and cannot be imported ({reason})."
+    return WrongUseError(msg, hint=f"pip install 'batch-platform[{extra}]'")
+
+
+def require_installed(library: str, *, extra: str) -> None:
+    """Raise WrongUseError, with the extra that installs it, if an optional library is missing; it is not imported."""
+    if installed(library) is None:
+        raise missing(library, extra)
+
+
+def installed(library: str) -> str | None:
+    """The installed version of a library or of its build for the CPU; None if neither is installed."""
+    for distribution in (library, f"{library}-cpu"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def import_function(dotted: str, key: str, kind: type | tuple[()] = ()) -> Callable[..., Any]:
