@@ -35,7 +35,7 @@ from batch_platform.declaration.windows import can_train, evaluation_start, trai
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
-from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.measures.scored import read_profiles
 from batch_platform.monitoring.profiles import merged_profiles, number_profile
 from batch_platform.operations.cleanup import find_garbage, remove_garbage
 from batch_platform.operations.drop import drop_partitions, drop_pipelines

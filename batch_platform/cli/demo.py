@@ -17,8 +17,8 @@ from batch_platform.cli.sample import customers
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, named
 from batch_platform.declaration.wording import number
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.operations.export import require_writable
 from batch_platform.pipeline.declared import read_declared
 from batch_platform.pipeline.shipped import FLIGHTS, FOLDER, MODULE, shipped

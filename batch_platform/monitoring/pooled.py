@@ -28,9 +28,15 @@ from batch_platform.monitoring.measures.performance import (
     named_classes,
 )
 from batch_platform.monitoring.metrics import Metric
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
+from batch_platform.monitoring.outcomes import (
+    CLASSIFICATION,
+    UNKNOWN,
+    Outcomes,
+    UnitRule,
+    class_texts,
+    prediction_columns,
+)
 from batch_platform.monitoring.segments import named_texts
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 

@@ -12,9 +12,9 @@ import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.wording import number
-from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
-from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE
-from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.divergence import OUTSIDE_MATTERS, UNUSUAL
+from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE, ColumnDrift
+from batch_platform.monitoring.measures.scored import read_profiles
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.reports.span import Span
 from batch_platform.warehouse.ledger import selected

@@ -7,8 +7,13 @@ import duckdb
 import numpy as np
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
-from batch_platform.monitoring.measures.estimates import EstimatedMetric, read_estimates, track_records
+from batch_platform.monitoring.measures.estimates import (
+    EstimatedMetric,
+    TrackRecord,
+    estimated_metric,
+    read_estimates,
+    track_records,
+)
 from batch_platform.monitoring.resampling import LEVEL, wilson
 from batch_platform.reports.performance import thin_together
 from batch_platform.reports.span import Span

@@ -17,10 +17,9 @@ from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
-from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
+from batch_platform.monitoring.measures.scored import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, default_metric, lower_is_better, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNSUPERVISED, class_texts
-from batch_platform.monitoring.units import CONFIDENCE, UnitRule
+from batch_platform.monitoring.outcomes import CLASSIFICATION, CONFIDENCE, UNSUPERVISED, UnitRule, class_texts
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
 from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.failed_checks import (

@@ -9,7 +9,7 @@ import polars as pl
 from batch_platform.declaration.errors import counted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.wording import number
-from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES
+from batch_platform.monitoring.measures.evaluated import CLUSTER_PROFILES
 from batch_platform.reports.wording import words
 from batch_platform.warehouse.sql import quoted
 

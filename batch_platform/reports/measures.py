@@ -8,8 +8,8 @@ import polars as pl
 
 from batch_platform.declaration.wording import number
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.measures.importance import IMPORTANCE
-from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
+from batch_platform.monitoring.measures.evaluated import INTERVAL_COVERAGE
+from batch_platform.monitoring.measures.scored import IMPORTANCE
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import plain, when
 
@@ -34,7 +34,7 @@ def read_further_measures(con: duckdb.DuckDBPyConnection, pipeline: str, span: S
     """Read the measures that have numbers and no section of their own, of the model that served; without rows they are left out."""
     further = list[FurtherMeasure]()
     for name, measure in MEASURES.items():
-        if measure.has_section or measure.numbers is None or not measure.columns:
+        if measure.has_section or not measure.columns:
             continue
         by_partition, values = measure.served_rows(con, pipeline, span.keys), dict[str, list[float]]()
         if measure is INTERVAL_COVERAGE:

@@ -12,10 +12,9 @@ from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measures.performance import OUTCOMES, PERFORMANCE
 from batch_platform.monitoring.metrics import METRICS, Metric
-from batch_platform.monitoring.outcomes import BINARY, Outcomes, Weighted, over_all_rows, total
+from batch_platform.monitoring.outcomes import BINARY, Outcomes, UnitRule, Weighted, over_all_rows, total
 from batch_platform.monitoring.pooled import measured_partitions, pooled_performance
 from batch_platform.monitoring.resampling import LEAST_UNITS
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.segments import RATES
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import GUESSING, SELF_EXPLANATORY

@@ -8,7 +8,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.drift import UNUSUAL
+from batch_platform.monitoring.divergence import UNUSUAL
 from batch_platform.monitoring.measures.drift import OF_SEGMENTS
 from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.sql import has_table, quoted

@@ -12,8 +12,8 @@ from batch_platform.declaration.wording import number
 from batch_platform.models.gate import BY_LESS
 from batch_platform.monitoring.catalogue import FailedCheck, grouped, texts_in_short
 from batch_platform.monitoring.measures.drift import DRIFT
+from batch_platform.monitoring.measures.evaluated import INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.health import REJECTED_SHARE, VOLUME
-from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.reports.groups import STRUCTURE
 from batch_platform.reports.wording import (

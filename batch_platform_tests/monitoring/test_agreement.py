@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from batch_platform.monitoring.agreement import Agreed, Agreement
+from batch_platform.monitoring.comparison import Agreed, Agreement
 
 pytestmark = pytest.mark.unit
 

@@ -121,7 +121,7 @@ def test_a_partition_that_is_skipped_or_recorded_is_read_back_as_it_was_committe
         return
     for other in (skipped, recorded.measures):
         assert _plain(name, other[name]) == _plain(name, committed[name])
-    assert dict(MEASURES[name].metadata(skipped[name])) is not None
+    assert dict(MEASURES[name].shown(skipped[name])) is not None
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -140,7 +140,7 @@ def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, n
     assert partition.run.rows_scored == (key == ONE_ROW)
     check = measure.check(done.pipeline.spec)
     if name in partition.measures:
-        shown = measure.metadata(partition.measures[name])
+        shown = measure.shown(partition.measures[name])
         assert all(isinstance(number, str) and number for number in shown)
         judged = None if check is None else check.judge(partition.measures[name], "binary")
         assert judged is None or judged.level in ("none", "warn", "fail")

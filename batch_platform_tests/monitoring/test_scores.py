@@ -2,7 +2,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.measures.scores import (
+from batch_platform.monitoring.measures.scored import (
     BARS,
     BINS,
     ScoreDistribution,

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.comparison import Difference
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.verdict import Verdict
 
 pytestmark = pytest.mark.unit
 

@@ -174,7 +174,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a model is worse as soon as its interval reaches below zero",
-        "monitoring/verdict.py",
+        "monitoring/comparison.py",
         '"worse" if high < -ROUNDING',
         '"worse" if low < -ROUNDING',
         ("monitoring/test_verdict.py",),
@@ -211,7 +211,7 @@ MUTATIONS = (
     ),
     Mutation(
         "chance counts as drift",
-        "monitoring/drift.py",
+        "monitoring/divergence.py",
         "unusual = self.beyond_chance - USUAL_MARGIN * usual",
         "unusual = self.psi - USUAL_MARGIN * usual",
         ("monitoring/test_drift.py", "monitoring/test_measures.py", "scoring/test_drift_tables.py"),

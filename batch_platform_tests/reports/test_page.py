@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from batch_platform.declaration.deciding import Decide
-from batch_platform.monitoring.health import Health
+from batch_platform.monitoring.measure import Health
 from batch_platform.pipeline.status import status_at
 from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform.reports.charts import charts_of

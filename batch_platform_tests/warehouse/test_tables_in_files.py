@@ -20,7 +20,8 @@ import pytest
 from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
+from batch_platform.monitoring.measure import ChallengerRun, StagedChallenger
+from batch_platform.monitoring.measures.challengers import replace_challengers
 from batch_platform.operations.drop import drop_pipelines
 from batch_platform.warehouse.compacting import leave_mark
 from batch_platform.warehouse.database import StagedScores, Warehouse

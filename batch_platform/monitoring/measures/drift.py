@@ -6,16 +6,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 
+from batch_platform.declaration import monitored
 from batch_platform.declaration.errors import MOST_LISTED, counted, listed
-from batch_platform.declaration.monitored import Drift
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.drift import (
+from batch_platform.declaration.wording import number
+from batch_platform.monitoring.divergence import (
+    OUTSIDE_MATTERS,
     UNUSUAL,
-    ColumnDrift,
     Divergence,
     Level,
     Moves,
@@ -24,9 +25,18 @@ from batch_platform.monitoring.drift import (
     has_moved,
     outside_share,
 )
-from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.markdown import Markdown, listing
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ScoredPart, rounded
+from batch_platform.monitoring.measure import (
+    ALARMS,
+    Aspect,
+    Check,
+    Commits,
+    Finding,
+    Markdown,
+    ScoredMeasure,
+    ScoredPart,
+    listing,
+    rounded,
+)
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
 from batch_platform.warehouse.ledger import Change, ScoreRun, replace_records, rows_of_partitions
@@ -47,6 +57,63 @@ class _Pair:
     base: Profile
     usual: float | None  # index beyond chance that is usual between partitions; None where unknown
     moves: Moves | None  # the same of its range and mean
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column of a partition beside a baseline; a row of the table `drift`."""
+
+    partition_key: str
+    column_name: str
+    role: str
+    baseline: str
+    baseline_partition: str | None  # None for the reference
+    psi: float
+    psi_by_chance: float
+    # what is usual beyond chance between the partitions of the training data; None where unknown
+    psi_usual: float | None
+    p_value: float
+    jensen_shannon: float
+    ks: float | None
+    null_share: float
+    baseline_null_share: float
+    unknown_share: float
+    baseline_unknown_share: float
+    mean: float | None
+    baseline_mean: float | None
+    # Shares of values outside the range that training saw; None for text, and where they are not known.
+    outside_share: float | None
+    baseline_outside_share: float | None
+    rows: int
+    baseline_rows: int
+    level: str | None  # None where it is not judged
+    model_version: str
+    run_id: str
+
+    @property
+    def unusual(self) -> float:
+        """The index beyond what chance and the differences between partitions of the training data give."""
+        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
+
+    @property
+    def outside(self) -> str:
+        """The values outside the range in words; empty where there are no more than expected."""
+        expected = self.baseline_outside_share or 0.0
+        if self.outside_share is None or self.outside_share < expected + OUTSIDE_MATTERS:
+            return ""
+        return f"{self.outside_share:.1%} of values lie outside the range seen in training, {expected:.1%} expected"
+
+    @property
+    def changes(self) -> list[str]:
+        """The differences from the baseline, in words."""
+        changes = [self.outside] if self.outside else []
+        if self.null_share != self.baseline_null_share:
+            changes.append(f"null {self.null_share:.1%} instead of {self.baseline_null_share:.1%}")
+        if self.unknown_share != self.baseline_unknown_share:
+            changes.append(f"unknown {self.unknown_share:.1%} instead of {self.baseline_unknown_share:.1%}")
+        if self.mean is not None and self.baseline_mean is not None:
+            changes.append(f"mean {number(self.mean)} instead of {number(self.baseline_mean)}")
+        return changes
 
 
 @dataclass(frozen=True)
@@ -128,25 +195,6 @@ def _replace_segments(
     return replace_records(con, commits.runs, OF_SEGMENTS, SegmentDrift, rows)
 
 
-def read_segment_alarms(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
-) -> dict[str, tuple[SegmentDrift, ...]]:
-    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
-    return rows_of_partitions(
-        con,
-        SegmentDrift,
-        pipeline,
-        OF_SEGMENTS,
-        partition_keys,
-        only="level IN ('warn', 'fail')",
-        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
-    )
-
-
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    return [*_replace_columns(con, commits, parts), *_replace_segments(con, commits, parts)]
-
-
 def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
     """Replace how far the columns of the committed partitions are from the reference of their version."""
     pairs = list[_Pair]()
@@ -168,6 +216,21 @@ def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Ma
     return replace_records(con, commits.runs, COLUMNS, ColumnDrift, rows)
 
 
+def read_segment_alarms(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[SegmentDrift, ...]]:
+    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
+    return rows_of_partitions(
+        con,
+        SegmentDrift,
+        pipeline,
+        OF_SEGMENTS,
+        partition_keys,
+        only="level IN ('warn', 'fail')",
+        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
+    )
+
+
 def read_drift(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[ColumnDrift, ...]]:
@@ -185,7 +248,7 @@ def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
     return f"score: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
 
 
-def _row(pair: _Pair, divergence: Divergence, declared: Drift | None) -> ColumnDrift:
+def _row(pair: _Pair, divergence: Divergence, declared: monitored.Drift | None) -> ColumnDrift:
     run, profile, base, level = pair.run, pair.profile, pair.base, None
     if declared is not None and profile.name not in declared.ignore:
         level = divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
@@ -260,136 +323,13 @@ class PartitionDrift:
         return "fail" if any(row.level == "fail" for row in alarms) else "warn" if alarms else "none"
 
 
-def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
-    columns = read_drift(con, commits.pipeline, commits.keys)
-    alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
-    keys = {run.partition_key: run for run in commits.runs}
-    return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
+class Drift(ScoredMeasure[PartitionDrift]):
+    """The distance of each column of a partition, and of its predictions by segment, from the reference of its version."""
 
-
-def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
-    """The worst segment of each column whose predictions differ, and how many more do."""
-    by_column = dict[str, list[SegmentDrift]]()
-    for row in worst_first:
-        by_column.setdefault(row.segment_column, []).append(row)
-    return [
-        f"{worst.predictions} {worst.unusual:.2f}" + (f" and {counted(len(others), 'more segment')}" if others else "")
-        for worst, *others in by_column.values()
-    ]
-
-
-def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
-    return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
-
-
-def _shown(drift: PartitionDrift) -> dict[str, Any]:
-    """The worst columns first, and numbers to plot; nothing where no column is judged."""
-    if not drift.judged:
-        return {}
-    levels = [row.level for row in drift.judged]
-    metadata: dict[str, Any] = {
-        "the_worst": _most_drifted(drift.judged),
-        **rounded({WORST_INDEX: drift.judged[0].unusual}),
-        "columns_over_warn": len(drift.alarming),
-        "columns_over_fail": levels.count("fail"),
-    }
-    reason = score_not_judged(drift.columns)
-    return metadata | ({"not_judged": reason} if reason else {})
-
-
-def _check(spec: PipelineSpec) -> Check[PartitionDrift] | None:
-    declared = spec.monitoring.drift
-    if declared is None:
-        return None
-    return Check(
-        description=(
-            "Features and predictions are like the data that the version learned from (of an imported model, the rows before its "
-            "serving period). A column gives a warning where its population "
-            f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
-            f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
-            "comes first, and the index of each is plotted; the table `drift` has all measures. The "
-            "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
-            "training data; the worst one is named, and the table `drift_by_segment` has all of them."
-        ),
-        judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
-        summary=_summary,
-    )
-
-
-def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
-    judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
-    if not judged:
-        return {"not_judged": _not_judged(drift, declared)}
-    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
-    texts += filter(None, [score_not_judged(drift.columns)])
-    metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
-    metadata["the_worst"] = _most_drifted(alarming or judged)
-    by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
-    metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
-    numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
-    strange = {*declared.ignore, *declared.columns} - {row.column_name for row in drift.columns}
-    if strange:
-        metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
-    return metadata | rounded(numbers)
-
-
-def _summary(by_partition: Mapping[str, PartitionDrift], failed: Sequence[str]) -> dict[str, str]:
-    reasons = Counter(filter(None, (score_not_judged(drift.columns) for drift in by_partition.values())))
-    texts = [f"{reason} ({counted(count, 'partition')})" for reason, count in reasons.items()]
-    columns = (row.column_name for key in failed for row in by_partition[key].alarming)
-    segments = (row.segment_column for key in failed for row in by_partition[key].segment_alarms)
-    return {
-        "partitions": f"{len(by_partition):,}",
-        **({"not_judged": "; ".join(texts)} if texts else {}),
-        "drifted": listed(failed) or "none",
-        "columns": listed(dict.fromkeys(columns)) or "none",
-        "segments": listed(dict.fromkeys(segments)) or "none",
-    }
-
-
-def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
-    """Say why no column of a partition is judged."""
-    if not drift.run.rows_scored:
-        return "no row was scored"
-    if not drift.columns:
-        return f"no column of {drift.run.model_version} can be compared with its reference profile"
-    if {row.column_name for row in drift.columns} <= {*declared.ignore}:
-        return "every column is ignored"
-    return "it was scored before monitoring.drift declared limits; scoring it again judges it"
-
-
-def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
-    """The worst drift of a partition's columns and segments, as it was judged when the partition was scored."""
-    key, declared = drift.run.partition_key, spec.monitoring.drift
-    if not drift.judged:
-        reason = "" if declared is None else f" on {key}: {_not_judged(drift, declared)}"
-        return Aspect("drift", None, f"drift is not judged{reason}", key)
-    not_judged = score_not_judged(drift.columns)
-    remark = f" ({not_judged})" if not_judged else ""
-    if drift.level == "none":
-        if (rows := drift.run.rows_scored) < FEW_ROWS:
-            return Aspect("drift", None, f"{counted(rows, 'row')} of {key} are too few to judge drift", key)
-        return Aspect("drift", "none", f"no drift{remark}", key)
-    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drift.alarming]
-    names += [f"{row.predictions} (psi {row.psi:.2f})" for row in drift.segment_alarms]
-    columns = listed(names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
-    numbers = {f"psi_{row.column_name}": row.unusual for row in drift.alarming}
-    return Aspect("drift", drift.level, f"drift in {columns}{more} on {key}{remark}", key, numbers)
-
-
-def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
-    """Describe a column beside its index: the values outside the range, and every difference where the index is no alarm."""
-    declared = spec.monitoring.drift
-    if declared is not None and row.unusual < declared.bounds(row.column_name)[0]:
-        return row.changes
-    return [row.outside] if row.outside else []
-
-
-DRIFT = Measure[PartitionDrift](
-    name="drift",
-    description="How far the features and the predictions of each partition are from their baselines.",
-    tables={
+    name = "drift"
+    description = "How far the features and the predictions of each partition are from their baselines."
+    asset = "drift"
+    tables: ClassVar = {
         COLUMNS: Description(
             "how far a column of a partition is from a baseline",
             {
@@ -433,10 +373,138 @@ DRIFT = Measure[PartitionDrift](
                 "model_version": MODEL_VERSION,
             },
         ),
-    },
-    replace=_replace,
-    read=_read,
-    shown=_shown,
-    check=_check,
-    on="drift",
-)
+    }
+
+    def replace(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the rows of columns and of segments, from the profiles alone."""
+        return [*_replace_columns(con, commits, parts), *_replace_segments(con, commits, parts)]
+
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
+        """The drift of committed partitions."""
+        columns = read_drift(con, commits.pipeline, commits.keys)
+        alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
+        keys = {run.partition_key: run for run in commits.runs}
+        return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
+
+    def shown(self, value: PartitionDrift) -> dict[str, Any]:
+        """The worst columns first, and numbers to plot; nothing where no column is judged."""
+        if not value.judged:
+            return {}
+        levels = [row.level for row in value.judged]
+        metadata: dict[str, Any] = {
+            "the_worst": _most_drifted(value.judged),
+            **rounded({WORST_INDEX: value.judged[0].unusual}),
+            "columns_over_warn": len(value.alarming),
+            "columns_over_fail": levels.count("fail"),
+        }
+        reason = score_not_judged(value.columns)
+        return metadata | ({"not_judged": reason} if reason else {})
+
+    def check(self, spec: PipelineSpec) -> Check[PartitionDrift] | None:
+        """Judge the columns and segments by the declared limits."""
+        declared = spec.monitoring.drift
+        if declared is None:
+            return None
+        return Check(
+            description=(
+                "Features and predictions are like the data that the version learned from (of an imported model, the rows before its "
+                "serving period). A column gives a warning where its population "
+                f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
+                f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
+                "comes first, and the index of each is plotted; the table `drift` has all measures. The "
+                "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
+                "training data; the worst one is named, and the table `drift_by_segment` has all of them."
+            ),
+            judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
+            summary=_summary,
+        )
+
+
+def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
+    """The worst segment of each column whose predictions differ, and how many more do."""
+    by_column = dict[str, list[SegmentDrift]]()
+    for row in worst_first:
+        by_column.setdefault(row.segment_column, []).append(row)
+    return [
+        f"{worst.predictions} {worst.unusual:.2f}" + (f" and {counted(len(others), 'more segment')}" if others else "")
+        for worst, *others in by_column.values()
+    ]
+
+
+def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
+    return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
+
+
+def _judged(drift: PartitionDrift, declared: monitored.Drift) -> dict[str, Any]:
+    judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
+    if not judged:
+        return {"not_judged": _not_judged(drift, declared)}
+    texts = [*map(drifted, alarming), *drifted_segments(alarms)]
+    texts += filter(None, [score_not_judged(drift.columns)])
+    metadata: dict[str, Any] = {"drifted": ", ".join(texts) or "none"}
+    metadata["the_worst"] = _most_drifted(alarming or judged)
+    by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(alarms)}
+    metadata[ALARMS] = [*map(list, ({row.column_name: row.level for row in alarming} | by_segment).items())]
+    numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
+    strange = {*declared.ignore, *declared.columns} - {row.column_name for row in drift.columns}
+    if strange:
+        metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
+    return metadata | rounded(numbers)
+
+
+def _summary(by_partition: Mapping[str, PartitionDrift], failed: Sequence[str]) -> dict[str, str]:
+    reasons = Counter(filter(None, (score_not_judged(drift.columns) for drift in by_partition.values())))
+    texts = [f"{reason} ({counted(count, 'partition')})" for reason, count in reasons.items()]
+    columns = (row.column_name for key in failed for row in by_partition[key].alarming)
+    segments = (row.segment_column for key in failed for row in by_partition[key].segment_alarms)
+    return {
+        "partitions": f"{len(by_partition):,}",
+        **({"not_judged": "; ".join(texts)} if texts else {}),
+        "drifted": listed(failed) or "none",
+        "columns": listed(dict.fromkeys(columns)) or "none",
+        "segments": listed(dict.fromkeys(segments)) or "none",
+    }
+
+
+def _not_judged(drift: PartitionDrift, declared: monitored.Drift) -> str:
+    """Say why no column of a partition is judged."""
+    if not drift.run.rows_scored:
+        return "no row was scored"
+    if not drift.columns:
+        return f"no column of {drift.run.model_version} can be compared with its reference profile"
+    if {row.column_name for row in drift.columns} <= {*declared.ignore}:
+        return "every column is ignored"
+    return "it was scored before monitoring.drift declared limits; scoring it again judges it"
+
+
+def drift_aspect(spec: PipelineSpec, drift: PartitionDrift) -> Aspect:
+    """The worst drift of a partition's columns and segments, as it was judged when the partition was scored."""
+    key, declared = drift.run.partition_key, spec.monitoring.drift
+    if not drift.judged:
+        reason = "" if declared is None else f" on {key}: {_not_judged(drift, declared)}"
+        return Aspect("drift", None, f"drift is not judged{reason}", key)
+    not_judged = score_not_judged(drift.columns)
+    remark = f" ({not_judged})" if not_judged else ""
+    if drift.level == "none":
+        if (rows := drift.run.rows_scored) < FEW_ROWS:
+            return Aspect("drift", None, f"{counted(rows, 'row')} of {key} are too few to judge drift", key)
+        return Aspect("drift", "none", f"no drift{remark}", key)
+    names = [f"{row.column_name} ({'; '.join([f'psi {row.psi:.2f}', *_moves(spec, row)])})" for row in drift.alarming]
+    names += [f"{row.predictions} (psi {row.psi:.2f})" for row in drift.segment_alarms]
+    columns = listed(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
+    numbers = {f"psi_{row.column_name}": row.unusual for row in drift.alarming}
+    return Aspect("drift", drift.level, f"drift in {columns}{more} on {key}{remark}", key, numbers)
+
+
+def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
+    """Describe a column beside its index: the values outside the range, and every difference where the index is no alarm."""
+    declared = spec.monitoring.drift
+    if declared is not None and row.unusual < declared.bounds(row.column_name)[0]:
+        return row.changes
+    return [row.outside] if row.outside else []
+
+
+DRIFT = Drift()

@@ -34,7 +34,7 @@ from batch_platform.features.spark.parts import FilePart, ReadPart, Stretches, s
 from batch_platform.features.spark.staging import ObjectStaging
 from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
 from batch_platform.kernels.native_threads import one_thread
-from batch_platform.monitoring.agreement import Agreement
+from batch_platform.monitoring.comparison import Agreement
 from batch_platform.scoring.orders import BundleFolder, OpenModels, OpenOrder, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
 
