@@ -16,36 +16,39 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
+from batch_platform.monitoring.catalogue import FailedCheck, read_failed_checks
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
 from batch_platform.monitoring.measures.scored import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION, CONFIDENCE, UNSUPERVISED, UnitRule, class_texts
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
-from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
-from batch_platform.reports.failed_checks import (
+from batch_platform.reports.issues import (
     Doubtful,
-    FailedCheck,
+    OpenIssue,
+    open_issues,
     read_doubtful,
-    read_failed_checks,
+    rejections,
     unusual_counts,
 )
-from batch_platform.reports.groups import GroupFigures, read_groups
-from batch_platform.reports.issues import OpenIssue, open_issues, rejections
-from batch_platform.reports.measures import FurtherMeasure, read_further_measures
+from batch_platform.reports.measures import FurtherMeasure, GroupFigures, read_further_measures, read_groups
 from batch_platform.reports.performance import (
     LEAST_OF_A_CLASS,
     SCORE_BIAS,
+    EstimateFigures,
+    Gap,
     definitions_of,
+    gaps_of,
     is_vague,
     measured,
     measured_keys,
     missed,
     no_better_than_guessing,
     performance_by_partition,
+    read_estimate_figures,
+    read_segments,
     row_of,
     shown_of,
 )
-from batch_platform.reports.segments import Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted, table_columns

@@ -321,7 +321,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a report raises an alarm about a difference between segments that chance explains",
-        "reports/segments.py",
+        "reports/performance.py",
         "if high < FOUR_FIFTHS or low > 1 / FOUR_FIFTHS:",
         "if low < FOUR_FIFTHS or high > 1 / FOUR_FIFTHS:",
         ("reports/test_report.py",),

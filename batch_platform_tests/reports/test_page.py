@@ -18,8 +18,7 @@ from batch_platform.reports.charts import charts_of
 from batch_platform.reports.drift import Drifted
 from batch_platform.reports.figures import Figures, read_decided, read_figures
 from batch_platform.reports.measures import read_further_measures
-from batch_platform.reports.report import html
-from batch_platform.reports.summary import in_words
+from batch_platform.reports.report import html, in_words
 from batch_platform.reports.wording import percent, reworded
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser
