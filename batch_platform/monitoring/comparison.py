@@ -3,7 +3,7 @@
 For a difference, both models are measured again without the same units, so that what makes rows hard for both cancels out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import Literal
@@ -39,31 +39,21 @@ def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Differe
     None if there are no rows, if the metric has no weighted form or measures other tasks, if it is not defined on the rows or
     without one of their units, and if there are too few units.
     """
-    return paired_differences([metric], first, second).get(metric)
-
-
-def paired_differences(metrics: Iterable[str], first: Outcomes, second: Outcomes) -> dict[str, Difference]:
-    """The differences of several metrics, by name, without those that `paired_difference` has none of: rows are left out once."""
-    values = dict[str, tuple[float, float]]()
-    for name in metrics if len(first.predicted) else ():
-        record = METRICS[name]
-        if record.weighted is not None and first.task in record.tasks:
-            value, other = _measured(record, first), _measured(record, second)
-            if value is not None and other is not None:
-                values[name] = value, other
+    record = METRICS[metric]
+    if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
+        return None
+    value, other = _measured(record, first), _measured(record, second)
+    if value is None or other is None:
+        return None
     resampled = Resampled.of(first, least=2)
-    kept = second.at(resampled.kept)
-
-    forms = {name: resampled.form_of_difference(METRICS[name], kept) for name in values}
-    differences = dict[str, Difference]()
-    for name, reach in resampled.reaches(forms).items():
-        value, other = values[name]
-        estimate, (least, most), half = value - other, METRICS[name].bounds(first), reach.half
-        half = half or resampled.least_half(METRICS[name], kept)
-        if not np.isnan(half):  # no difference is larger than the bounds allow
-            ends = max(least - most, estimate - half), min(most - least, estimate + half)
-            differences[name] = Difference(name, estimate, *ends, len(first.predicted), reach.unit, reach.units)
-    return differences
+    others = second.at(resampled.kept)
+    reach = resampled.reaches({metric: resampled.form_of_difference(record, others)}).get(metric)
+    half = np.nan if reach is None else reach.half or resampled.least_half(record, others)
+    if reach is None or np.isnan(half):
+        return None
+    estimate, (least, most) = value - other, record.bounds(first)
+    ends = max(least - most, estimate - half), min(most - least, estimate + half)  # no difference is larger
+    return Difference(metric, estimate, *ends, len(first.predicted), reach.unit, reach.units)
 
 
 def _measured(metric: Metric, outcomes: Outcomes) -> float | None:

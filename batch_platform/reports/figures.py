@@ -1,5 +1,6 @@
 """The numbers of the report, all read from the published copy; the same copy gives the same numbers."""
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Figures:
     no_better_than_guessing: list[str]  # partitions of `performance` whose metric is not above what guessing has
     decided: Mapping[str, int]  # rows of `summed_up` by their decision
     positive: str  # the positive class of a binary model
-    guesses: dict[str, str]  # models that were not clearly better than guessing, in words, by their first partition
+    guesses: dict[str, str]  # the simple model that a version was not clearly better than, by its first partition
     groups: GroupFigures | None  # None unless the model groups rows, or finds those that stand out
     status: "PipelineStatus | None"  # what `status` says; None if it was not asked
     issues: list[OpenIssue]  # what the status complains of
@@ -273,7 +274,9 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         decided=read_decided(con, spec.name, summed_up.keys),
         positive=class_texts(served.class_labels)[-1] if task == "binary" else "",
         guesses={
-            service.first: text for service in services if (text := registry.not_better_than_guessing(service.version))
+            service.first: _simple_model(registry, service.version)
+            for service in services
+            if registry.not_better_than_guessing(service.version)
         },
         groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
@@ -429,6 +432,12 @@ def _calibration(
         .filter(pl.col("weight") > 0)
     )
     return of_known.sort("bin").cast(dict(of_bins.schema)), decided
+
+
+def _simple_model(registry: Registry, version: str) -> str:
+    """The name of the simple model that a version was compared with when it was judged."""
+    evidence = (json.loads(event.evidence) for event in registry.promotions if event.version == version)
+    return next(judged["baseline"]["baseline"]["name"] for judged in evidence if judged.get("baseline"))
 
 
 def _weighted(spec: PipelineSpec) -> str:

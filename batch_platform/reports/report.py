@@ -246,8 +246,8 @@ def _of_doubts(figures: "Figures") -> Iterator[str]:
     if others := [key for key in figures.missed if key not in figures.no_better_than_guessing]:
         yield f"It was worse than the declared limit, by more than chance, {at(others)}."
     if figures.guesses:
-        simple = dict.fromkeys(text.partition("(")[2].partition(")")[0] for text in figures.guesses.values())
-        verdict = f"not clearly better, when approved, than a simple guess ({', '.join(simple)})"
+        simple = ", ".join(dict.fromkeys(figures.guesses.values()))
+        verdict = f"not clearly better, when approved, than a simple guess ({simple})"
         yield f"{_models([*figures.guesses], monthly=monthly)} {verdict}."
     first = {service.version: service.first for service in figures.services}
     worse = {

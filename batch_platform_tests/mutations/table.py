@@ -177,7 +177,7 @@ MUTATIONS = (
         "monitoring/comparison.py",
         '"worse" if high < -ROUNDING',
         '"worse" if low < -ROUNDING',
-        ("monitoring/test_verdict.py",),
+        ("monitoring/test_comparison.py",),
     ),
     # Retention and removing files
     Mutation(
