@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import duckdb
 import polars as pl
@@ -28,6 +28,7 @@ from batch_platform.monitoring.measure import (
     ScoredMeasure,
     ScoredPart,
     ScoredPartition,
+    table_of,
 )
 from batch_platform.monitoring.measures.challengers import CHALLENGERS
 from batch_platform.monitoring.measures.drift import DRIFT
@@ -38,7 +39,7 @@ from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.measures.scored import IMPORTANCE, PROFILES, REJECTIONS, SCORES
 from batch_platform.warehouse import descriptions
-from batch_platform.warehouse.descriptions import OF_PARTITION, Description
+from batch_platform.warehouse.descriptions import Description
 from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -52,20 +53,6 @@ MEASURES: dict[str, Measure[Any]] = {
 
 HEALTH, CAUSES = "health", ", "  # the table, and what stands between the causes of an alarm
 _SEVERITIES: dict[Level, str | None] = {"none": None, "warn": "warning", "fail": "error"}
-HEALTH_TABLE = Description(
-    "the judgement of a partition by a check",
-    {
-        **OF_PARTITION,
-        "asset": "asset that shows it: predictions, drift or performance",
-        "check_name": "name of the check",
-        "passed": "whether nothing is wrong",
-        "severity": "warning or error; null where it passed",
-        "text": "what was judged, in words",
-        "columns": "columns or other causes of the alarm, with commas between them, the worst first; empty without any",
-        "judged_at": "when, in UTC",
-        "model_version": "version that scored the partition",
-    },
-)
 
 
 def scored_measures() -> dict[str, ScoredMeasure[Any]]:
@@ -144,14 +131,16 @@ class HealthRow:
     """The judgement of a partition by a check; a row of the table `health`."""
 
     partition_key: str
-    asset: str
-    check_name: str
-    passed: bool
-    severity: str | None
-    text: str
-    columns: str
-    judged_at: datetime
-    model_version: str
+    asset: Annotated[str, "asset that shows it: predictions, drift or performance"]
+    check_name: Annotated[str, "name of the check"]
+    passed: Annotated[bool, "whether nothing is wrong"]
+    severity: Annotated[str | None, "warning or error; null where it passed"]
+    text: Annotated[str, "what was judged, in words"]
+    columns: Annotated[
+        str, "columns or other causes of the alarm, with commas between them, the worst first; empty without any"
+    ]
+    judged_at: Annotated[datetime, "when, in UTC"]
+    model_version: Annotated[str, "version that scored the partition"]
     run_id: str
 
 
@@ -291,7 +280,7 @@ def in_words(judged: Judged) -> str:
 
 def _tables() -> dict[str, Description]:
     tables = {name: table for measure in MEASURES.values() for name, table in measure.described.items()}
-    return {**tables, HEALTH: HEALTH_TABLE}
+    return {**tables, HEALTH: table_of(HealthRow, "the judgement of a partition by a check")}
 
 
 def is_table(name: str) -> bool:

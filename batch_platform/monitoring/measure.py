@@ -9,11 +9,11 @@ module and list it in `catalogue.py`; its settings get a block under `monitoring
 import html
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import duckdb
 import numpy as np
@@ -487,3 +487,9 @@ def markdown(text: str) -> str:
 
 
 _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
+
+
+def table_of(record: type, row: str) -> Description:
+    """The description of a table of records whose fields are annotated with what they hold."""
+    noted = {item.name: item.type.__metadata__[0] for item in fields(record) if get_origin(item.type) is Annotated}
+    return Description(row, {**OF_PARTITION, **noted})

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 
@@ -36,9 +36,10 @@ from batch_platform.monitoring.measure import (
     ScoredPart,
     listing,
     rounded,
+    table_of,
 )
 from batch_platform.monitoring.profiles import Profile
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.warehouse.descriptions import MODEL_VERSION, SEGMENT
 from batch_platform.warehouse.ledger import Change, ScoreRun, replace_records, rows_of_partitions
 
 COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
@@ -64,30 +65,33 @@ class ColumnDrift:
     """One column of a partition beside a baseline; a row of the table `drift`."""
 
     partition_key: str
-    column_name: str
-    role: str
-    baseline: str
-    baseline_partition: str | None  # None for the reference
-    psi: float
-    psi_by_chance: float
-    # what is usual beyond chance between the partitions of the training data; None where unknown
-    psi_usual: float | None
-    p_value: float
-    jensen_shannon: float
-    ks: float | None
-    null_share: float
-    baseline_null_share: float
-    unknown_share: float
-    baseline_unknown_share: float
-    mean: float | None
-    baseline_mean: float | None
-    # Shares of values outside the range that training saw; None for text, and where they are not known.
-    outside_share: float | None
-    baseline_outside_share: float | None
-    rows: int
-    baseline_rows: int
-    level: str | None  # None where it is not judged
-    model_version: str
+    column_name: Annotated[str, "a feature, or the column of the predictions"]
+    role: Annotated[str, "feature or prediction"]
+    baseline: Annotated[
+        str, "reference: the training data of the version; former versions wrote previous and week_before too"
+    ]
+    baseline_partition: Annotated[str | None, "null; former versions wrote the partition that it is compared with"]
+    psi: Annotated[float, "population stability index"]
+    psi_by_chance: Annotated[float, "index that chance alone gives on average to so few rows"]
+    psi_usual: Annotated[
+        float | None,
+        "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
+    ]
+    p_value: Annotated[float, "probability of such a difference if nothing changed and rows are independent"]
+    jensen_shannon: Annotated[float, "Jensen-Shannon distance to the base of 2, from 0 to 1"]
+    ks: Annotated[float | None, "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text"]
+    null_share: Annotated[float, "share of the rows without a value"]
+    baseline_null_share: Annotated[float, "null_share of the baseline"]
+    unknown_share: Annotated[float, "share of the rows with a category that the model does not know"]
+    baseline_unknown_share: Annotated[float, "unknown_share of the baseline"]
+    mean: Annotated[float | None, "mean of the values; null for text"]
+    baseline_mean: Annotated[float | None, "mean of the baseline"]
+    outside_share: Annotated[float | None, "share of the values outside the range that training saw; null for text"]
+    baseline_outside_share: Annotated[float | None, "outside_share of the baseline; null if its cells are others"]
+    rows: Annotated[int, "rows of the partition"]
+    baseline_rows: Annotated[int, "rows of the baseline"]
+    level: Annotated[str | None, "none, warn or fail, as declared when it was scored; null where it is not judged"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -121,17 +125,19 @@ class SegmentDrift:
     """The predictions of a segment of a partition beside those of the reference; a row of the table `drift_by_segment`."""
 
     partition_key: str
-    segment_column: str
-    segment: str | None  # value of the column as text
-    psi: float
-    psi_by_chance: float
-    # the highest one beyond chance among the partitions that no fit has seen, of the segment and of all rows; None where unknown
-    psi_usual: float | None
-    p_value: float
-    rows: int
-    baseline_rows: int
-    level: str | None  # None where it is not judged
-    model_version: str
+    segment_column: Annotated[str, SEGMENT["segment_column"]]
+    segment: Annotated[str | None, SEGMENT["segment"]]
+    psi: Annotated[float, "population stability index"]
+    psi_by_chance: Annotated[float, "index that chance alone gives on average to so few rows"]
+    psi_usual: Annotated[
+        float | None,
+        "highest index beyond chance among the partitions that no fit has seen, of the segment and of all rows; null where it is not known",
+    ]
+    p_value: Annotated[float, "probability of such a difference if nothing changed and rows are independent"]
+    rows: Annotated[int, "scored rows of the segment"]
+    baseline_rows: Annotated[int, "rows of the segment that the version was judged by"]
+    level: Annotated[str | None, "none, warn or fail, as declared when it was scored; null where it is not judged"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -330,48 +336,10 @@ class Drift(ScoredMeasure[PartitionDrift]):
     description = "How far the features and the predictions of each partition are from their baselines."
     asset = "drift"
     tables: ClassVar = {
-        COLUMNS: Description(
-            "how far a column of a partition is from a baseline",
-            {
-                **OF_PARTITION,
-                "column_name": "a feature, or the column of the predictions",
-                "role": "feature or prediction",
-                "baseline": "reference: the training data of the version; former versions wrote previous and week_before too",
-                "baseline_partition": "null; former versions wrote the partition that it is compared with",
-                "psi": "population stability index",
-                "psi_by_chance": "index that chance alone gives on average to so few rows",
-                "psi_usual": "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
-                "p_value": "probability of such a difference if nothing changed and rows are independent",
-                "jensen_shannon": "Jensen-Shannon distance to the base of 2, from 0 to 1",
-                "ks": "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text",
-                "null_share": "share of the rows without a value",
-                "unknown_share": "share of the rows with a category that the model does not know",
-                "outside_share": "share of the values outside the range that training saw; null for text",
-                "mean": "mean of the values; null for text",
-                "rows": "rows of the partition",
-                "baseline_null_share": "null_share of the baseline",
-                "baseline_unknown_share": "unknown_share of the baseline",
-                "baseline_outside_share": "outside_share of the baseline; null if its cells are others",
-                "baseline_mean": "mean of the baseline",
-                "baseline_rows": "rows of the baseline",
-                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
-                "model_version": MODEL_VERSION,
-            },
-        ),
-        OF_SEGMENTS: Description(
+        COLUMNS: table_of(ColumnDrift, "how far a column of a partition is from a baseline"),
+        OF_SEGMENTS: table_of(
+            SegmentDrift,
             "how far the predictions of a segment of a partition are from those of the same segment in the reference",
-            {
-                **OF_PARTITION,
-                **SEGMENT,
-                "psi": "population stability index",
-                "psi_by_chance": "index that chance alone gives on average to so few rows",
-                "psi_usual": "highest index beyond chance among the partitions that no fit has seen, of the segment and of all rows; null where it is not known",
-                "p_value": "probability of such a difference if nothing changed and rows are independent",
-                "rows": "scored rows of the segment",
-                "baseline_rows": "rows of the segment that the version was judged by",
-                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
-                "model_version": MODEL_VERSION,
-            },
         ),
     }
 

@@ -5,17 +5,25 @@ Made from the profiles alone; an evaluation adds what came true.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import counted
-from batch_platform.monitoring.measure import Commits, ScoredMeasure, ScoredPart, ScoredPartition, rounded, table
+from batch_platform.monitoring.measure import (
+    Commits,
+    ScoredMeasure,
+    ScoredPart,
+    ScoredPartition,
+    rounded,
+    table,
+    table_of,
+)
 from batch_platform.monitoring.measures.performance import PERFORMANCE, labelled_outcomes
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.reference import ESTIMATED, Expectation, estimates
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.warehouse.descriptions import MODEL_VERSION, SEGMENT
 from batch_platform.warehouse.ledger import Change, ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -23,15 +31,6 @@ OF_SEGMENTS = "estimates_by_segment"
 REALISED = "realised_by_segment"
 _INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
 _REALISED = {"segment_column": pl.String, "segment": pl.String, "metric": pl.String, "value": pl.Float64}
-_ESTIMATE = {
-    "metric": "name of the metric",
-    "estimate": "its expected value",
-    "low": "start of the interval in which 95 of 100 values are expected to come true",
-    "high": "end of the interval",
-    "realised": "what came true; null until labels are known, and where the model has learned from the partition",
-    "rows": "scored rows",
-    "model_version": MODEL_VERSION,
-}
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,15 @@ class EstimatedMetric:
     """A metric of a partition as it was expected; a row of the table `estimates`."""
 
     partition_key: str
-    metric: str
-    estimate: float
-    low: float
-    high: float
-    realised: float | None  # None until labels are known, and where the model has learned from them
-    rows: int
-    model_version: str
+    metric: Annotated[str, "name of the metric"]
+    estimate: Annotated[float, "its expected value"]
+    low: Annotated[float, "start of the interval in which 95 of 100 values are expected to come true"]
+    high: Annotated[float, "end of the interval"]
+    realised: Annotated[
+        float | None, "what came true; null until labels are known, and where the model has learned from the partition"
+    ]
+    rows: Annotated[int, "scored rows"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -58,8 +59,9 @@ class EstimatedMetric:
 class EstimatedSegmentMetric(EstimatedMetric):
     """A metric of a segment of a partition as it was expected; a row of the table `estimates_by_segment`."""
 
-    segment_column: str
-    segment: str | None  # value of the column as text
+    rows: Annotated[int, "scored rows of the segment"]
+    segment_column: Annotated[str, SEGMENT["segment_column"]]
+    segment: Annotated[str | None, SEGMENT["segment"]]
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,10 @@ class Estimates(ScoredMeasure[Estimated]):
     name = "estimates"
     description = "How good the predictions of each partition are expected to be before their labels are known."
     tables: ClassVar = {
-        "estimates": Description(
-            "a metric of a partition as it was expected before its labels were known",
-            {**OF_PARTITION, **_ESTIMATE},
+        "estimates": table_of(
+            EstimatedMetric, "a metric of a partition as it was expected before its labels were known"
         ),
-        OF_SEGMENTS: Description(
-            "the same for each value of the columns in monitoring.segments",
-            {
-                **OF_PARTITION,
-                **_ESTIMATE,
-                **SEGMENT,
-                "rows": "scored rows of the segment",
-            },
-        ),
+        OF_SEGMENTS: table_of(EstimatedSegmentMetric, "the same for each value of the columns in monitoring.segments"),
     }
 
     def replace(

@@ -4,15 +4,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from math import exp, log
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, ScoredMeasure, ScoredPart, rounded
+from batch_platform.monitoring.measure import (
+    ALARMS,
+    Check,
+    Commits,
+    Finding,
+    ScoredMeasure,
+    ScoredPart,
+    rounded,
+    table_of,
+)
 from batch_platform.monitoring.profiles import RowReference
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
+from batch_platform.warehouse.descriptions import MODEL_VERSION
 from batch_platform.warehouse.ledger import Change, replace_records, rows_of_partitions
 
 TABLE = "feature_rows"
@@ -29,14 +38,24 @@ class FeatureRows:
     """The rows of a partition; a row of the table `feature_rows`."""
 
     partition_key: str
-    rows: int
-    identity: str
-    equal_to: str | None
-    repeated_share: float
-    repeated_usual: float | None
-    looseness: float | None
-    looseness_highest: float | None  # None where it is not judged
-    model_version: str
+    rows: Annotated[int, "scored rows"]
+    identity: Annotated[str, "the same text for the same features, in any order"]
+    equal_to: Annotated[
+        str | None,
+        "the partition before, if all features are the same; null also where that was so in the training data",
+    ]
+    repeated_share: Annotated[
+        float, "share of the rows whose features repeat those of another; of many different rows, an estimate"
+    ]
+    repeated_usual: Annotated[
+        float | None, "highest share in a partition of the training data; null where it is not known"
+    ]
+    looseness: Annotated[
+        float | None,
+        "error of the rows by the principal components of the training data, over that of columns that have nothing in common: about 1 once each is shuffled; null for few rows",
+    ]
+    looseness_highest: Annotated[float | None, "value from which the check warns; null where it does not judge"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -75,22 +94,7 @@ class FeatureRowsMeasure(ScoredMeasure[FeatureRows]):
 
     name = TABLE
     description = "Whether the rows of each partition are rows of their own, whose columns go together as before."
-    tables: ClassVar = {
-        TABLE: Description(
-            "the scored rows of a partition as wholes",
-            {
-                **OF_PARTITION,
-                "rows": "scored rows",
-                "identity": "the same text for the same features, in any order",
-                "equal_to": "the partition before, if all features are the same; null also where that was so in the training data",
-                "repeated_share": "share of the rows whose features repeat those of another; of many different rows, an estimate",
-                "repeated_usual": "highest share in a partition of the training data; null where it is not known",
-                "looseness": "error of the rows by the principal components of the training data, over that of columns that have nothing in common: about 1 once each is shuffled; null for few rows",
-                "looseness_highest": "value from which the check warns; null where it does not judge",
-                "model_version": MODEL_VERSION,
-            },
-        )
-    }
+    tables: ClassVar = {TABLE: table_of(FeatureRows, "the scored rows of a partition as wholes")}
 
     def replace(
         self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
