@@ -13,7 +13,6 @@ import duckdb
 
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import oldest_champion
 from batch_platform.monitoring.measure import ALARMS, Aspect, Check, Commits, Finding, Judged, ScoredMeasure, rounded
 from batch_platform.monitoring.usual import (
     COMPARED,
@@ -87,7 +86,7 @@ def rejected_share(past: Past, run: ScoreRun) -> Aspect:
 
 def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     """Judge whether a version does not score for longer than is allowed after the start of its serving period."""
-    age, oldest = max(timedelta(), at - version.serving_start), oldest_champion(spec)
+    age, oldest = max(timedelta(), at - version.serving_start), spec.periods.oldest_champion
     days = age / timedelta(days=1)
     text = f"the model is {counted(round(days), 'day')} old"
     if oldest is None:
@@ -224,7 +223,7 @@ class ChampionAge(_Judged):
 
     def check(self, spec: PipelineSpec) -> Check[JudgedRun] | None:
         """Warn of a model that is too old."""
-        oldest = oldest_champion(spec)
+        oldest = spec.periods.oldest_champion
         if oldest is None:
             return None
         return _judged_alone(
