@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from sklearn import metrics
 
 from batch_platform.monitoring.comparison import Agreed, Agreement, Difference, Verdict, paired_difference
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.resampling import MAX_ROWS
 from batch_platform_tests.monitoring.every_task import OUTCOMES
 
 pytestmark = pytest.mark.unit
@@ -46,17 +44,6 @@ def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_n
     assert difference.high < 0
     narrow = paired_difference("brier", binary(good), binary(good - 0.01))
     assert narrow.high - narrow.low < (difference.high - difference.low) / 10, "the same rows are hard for both"
-
-
-def test_the_same_rows_give_the_same_interval_and_the_estimate_is_on_all_of_many_rows():
-    truth, score = np.arange(3 * MAX_ROWS) % 2, np.linspace(0, 1, 3 * MAX_ROWS)
-    first, second = (
-        paired_difference("log_loss", binary(score, truth), binary(np.full_like(score, 0.5), truth)) for _ in range(2)
-    )
-    assert first == second
-    assert (first.rows, first.resampled_by, first.groups) == (3 * MAX_ROWS, "row", 3 * MAX_ROWS)
-    flat = metrics.log_loss(truth, np.full_like(score, 0.5))
-    assert first.estimate == pytest.approx(metrics.log_loss(truth, score) - flat, rel=1e-12)
 
 
 @pytest.mark.parametrize(("metric", "truth"), [("roc_auc", np.zeros(50, int)), ("silhouette", np.arange(50) % 2)])
@@ -128,12 +115,6 @@ def test_the_stated_number_of_rows_shows_the_difference_worth_seeing_in_8_of_10_
     asked = int(np.median([int(needed.split()[1].replace(",", "")) for needed in equal if needed]))
     told = [pair(asked, seed, 1.1).word for seed in range(200)]
     assert 0.7 < told.count("worse") / len(told) < 0.9
-
-
-def test_a_metric_that_is_not_defined_for_the_rows_gives_no_verdict():
-    score = np.full((4, 2), 0.5)
-    of_one_class = Outcomes("binary", score, np.ones(4, dtype=bool), [False, True])
-    assert Verdict.on("roc_auc", of_one_class, of_one_class) is None
 
 
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=60)

@@ -31,7 +31,6 @@ from batch_platform.warehouse.sql import has_table, quoted
 from batch_platform.warehouse.tables_in_files import (
     CHALLENGER_SCORES,
     NewRows,
-    StagedFile,
     lost_challengers,
     replace_partitions,
 )
@@ -81,7 +80,10 @@ def replace_challengers(
     new = NewRows(
         keys=sorted(touched),
         staged=[path for challenger in staged for path in challenger.paths],
-        files=_files(staged),
+        # Published as they are, of all challengers; or the rows are copied.
+        files=None
+        if any(challenger.files is None for challenger in staged)
+        else [file for challenger in staged for file in challenger.files or ()],
         by_challenger=by_challenger,
         decided={file: condition for challenger in staged for file, condition in challenger.decided.items()},
     )
@@ -97,13 +99,6 @@ def replace_challengers(
     insert(con, RUNS, [vars(run) for run in runs], schema=pipeline)
     of_touched = [run for run in committed if run.partition_key in touched]
     return [*changes_of(of_touched, SCORES), *changes_of(of_touched, RUNS)]
-
-
-def _files(staged: Sequence[StagedChallenger]) -> list[StagedFile] | None:
-    """The files that are published as they are; None if the rows are copied, as they are of all challengers or of none."""
-    if any(challenger.files is None for challenger in staged):
-        return None
-    return [file for challenger in staged for file in challenger.files or ()]
 
 
 def read_challenger_runs(

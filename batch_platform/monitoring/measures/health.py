@@ -3,7 +3,7 @@
 A partition is compared with earlier partitions only, so its judgement is the same whenever it is scored. Kept in no table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
@@ -122,11 +122,6 @@ def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
     )
 
 
-def _worst_share(judged: Mapping[str, JudgedRun]) -> str:
-    worst = max(judged, key=lambda key: judged[key].share, default=None)
-    return "nothing" if worst is None else f"{judged[worst].share:.2%} at most ({worst})"
-
-
 class _Judged(ScoredMeasure[JudgedRun]):
     """A judgement of the ledger row of a partition."""
 
@@ -199,6 +194,11 @@ class RejectedShare(_Judged):
                 shown["what"] += f" in {judged.run.partition_key}, more than half of features.max_rejected ({budget})"
             return Finding("warn" if near or not judged.aspect.passed else "none", shown)
 
+        def summary(by_partition: Mapping[str, JudgedRun], failed: Sequence[str]) -> dict[str, str]:
+            worst = max(by_partition, key=lambda key: by_partition[key].share, default=None)
+            share = "nothing" if worst is None else f"{by_partition[worst].share:.2%} at most ({worst})"
+            return {"rejected": share, "too_many": listed(failed) or "none"}
+
         return Check(
             description=(
                 f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used, and no larger share of "
@@ -206,7 +206,7 @@ class RejectedShare(_Judged):
                 "partition is not published and the run fails; this check warns before that."
             ),
             judge=judge,
-            summary=lambda judged, failed: {"rejected": _worst_share(judged), "too_many": listed(failed) or "none"},
+            summary=summary,
         )
 
 
