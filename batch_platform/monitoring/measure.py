@@ -491,5 +491,5 @@ _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscor
 
 def table_of(record: type, row: str) -> Description:
     """The description of a table of records whose fields are annotated with what they hold."""
-    noted = {item.name: item.type.__metadata__[0] for item in fields(record) if get_origin(item.type) is Annotated}
+    noted = {item.name: get_args(item.type)[1] for item in fields(record) if get_origin(item.type) is Annotated}
     return Description(row, {**OF_PARTITION, **noted})
