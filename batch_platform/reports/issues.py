@@ -17,7 +17,7 @@ from batch_platform.monitoring.measures.health import REJECTED_SHARE, VOLUME
 from batch_platform.monitoring.measures.scored import reasons_by_partition
 from batch_platform.monitoring.metrics import Metric
 from batch_platform.pipeline.status import PipelineStatus
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 from batch_platform.reports.performance import measured, row_of
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import dates, words
