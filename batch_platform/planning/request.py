@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
@@ -51,6 +52,11 @@ class Question:
     def now(self) -> datetime:
         """The time of the request."""
         return self.request.now
+
+    @cached_property
+    def due(self) -> list[Partition]:
+        """The partitions that are due at its time, wanted or not."""
+        return self.spec.partitions.calendar.due(self.now)
 
     def is_servable(self, partition: Partition) -> bool:
         """Return whether a model can serve a partition."""

@@ -163,10 +163,12 @@ def _all_from(question: Question, period: Partition) -> bool:
     Of those of later periods, only what is scored: a model of their own is to score the others.
     """
     keys = {partition.key for partition in question.partitions} | question.state.dropped.keys()
-    due, scored = question.spec.partitions.calendar.due(question.now), question.state.scores.keys()
+    scored = question.state.scores.keys()
     is_only = period.end == period.start  # of a pipeline's only model a period is where it begins
     served = [
-        it.key for it in due if it.start >= period.start and (is_only or it.start < period.end or it.key in scored)
+        it.key
+        for it in question.due
+        if it.start >= period.start and (is_only or it.start < period.end or it.key in scored)
     ]
     return bool(served) and keys.issuperset(served)
 
