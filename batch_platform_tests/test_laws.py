@@ -34,7 +34,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
-from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.measures.scored import read_profiles
 from batch_platform.monitoring.profiles import merged_profiles, number_profile
 from batch_platform.operations.cleanup import drop_partitions, drop_pipelines, find_garbage, remove_garbage
 from batch_platform.pipeline.measured import newest_measured

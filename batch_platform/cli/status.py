@@ -22,7 +22,7 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.explaining import are_dagsters_records, explained
-from batch_platform.monitoring.drift import Level
+from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.operations.backup import damaged_files
 from batch_platform.pipeline.former_partitions import former_partitions_line

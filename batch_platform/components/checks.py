@@ -17,8 +17,7 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, counted, listed
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks, judgements
-from batch_platform.monitoring.markdown import listing
-from batch_platform.monitoring.measure import Asset, Check, Judged, Judgement, rounded
+from batch_platform.monitoring.measure import Asset, Check, Judged, Judgement, listing, rounded
 from batch_platform.monitoring.measures.challengers import NONE_FAILS
 from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.train import Trained

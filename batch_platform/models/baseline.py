@@ -13,9 +13,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.features.history import ENTITY, ROW_TIME
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import as_truth, is_worse, measure
 from batch_platform.monitoring.outcomes import Outcomes, weights_of
-from batch_platform.monitoring.verdict import Verdict
 
 LEAST_PER_SEASON = 10  # rows, on average
 LEAST_KNOWN = 0.5  # share of the evaluation rows whose entity has an earlier value

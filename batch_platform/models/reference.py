@@ -23,18 +23,18 @@ from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractCol
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered, sketched
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
 from batch_platform.models.row_reference import categories_of, row_reference
-from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of, without_farthest
+from batch_platform.monitoring.divergence import Moves, beyond_chance, divergences, usual_of, without_farthest
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
     Bins,
     Profile,
     Role,
+    RowSketch,
     category_bins,
     category_profile,
     number_bins,
 )
 from batch_platform.monitoring.reference import BySegment, ReferenceProfile
-from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import Places, SegmentCounts, frequent_texts, named_texts
 
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:

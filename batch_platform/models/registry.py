@@ -19,9 +19,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, TrainingRefusedError, WrongUseError, listed, named
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.timeline import Timeline
-from batch_platform.monitoring.comparison import Difference
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.contract import Contract
-from batch_platform.monitoring.rows import LEAST_ROWS, MOST_COLUMNS, Categories, Components, RowReference, sketch_of
+from batch_platform.monitoring.profiles import LEAST_ROWS, MOST_COLUMNS, Categories, Components, RowReference, sketch_of
 
 LEAST_PARTITIONS = 7  # fewer do not tell what is usual
 MOST_PARTITIONS = 100  # the newest

@@ -28,11 +28,10 @@ from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_search, make_estimator
 from batch_platform.models.estimator_fit import EncodedRows, fitted_predictor, refusals_explained
 from batch_platform.models.flavours.known import flavour_of
-from batch_platform.monitoring.comparison import Difference, paired_difference
+from batch_platform.monitoring.comparison import Difference, Verdict, paired_difference
 from batch_platform.monitoring.metrics import default_metric, is_worse, measure
 from batch_platform.monitoring.outcomes import CLASSIFICATION, PARTITION, Outcomes
 from batch_platform.monitoring.outcomes import ENTITY as ENTITY_UNIT
-from batch_platform.monitoring.verdict import Verdict
 
 FOLDS = 3
 DECLARED = "the declared parameters"

@@ -17,8 +17,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Version, read_registry
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import default_metric
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.backtest_comparison import Comparison, TestedPartition
 from batch_platform.pipeline.backtest_models import (
     BacktestModel,

@@ -18,12 +18,11 @@ from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.performance import labelled_outcomes, performance_of, with_unit
 from batch_platform.monitoring.metrics import METRICS, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, prediction_columns
-from batch_platform.monitoring.units import UnitRule
-from batch_platform.monitoring.verdict import Verdict
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, UnitRule, prediction_columns
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features, segments_of
 from batch_platform.scoring.partition import Staged

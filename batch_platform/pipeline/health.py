@@ -11,11 +11,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import counted, listed, number
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Version
-from batch_platform.monitoring.estimates import estimated_metric
-from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measure import Judgement
+from batch_platform.monitoring.measure import Aspect, Health, Judgement
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift, drift_aspect
-from batch_platform.monitoring.measures.estimates import ESTIMATES, in_words
+from batch_platform.monitoring.measures.estimates import ESTIMATES, estimated_metric, in_words
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, champion_age, rejected_share, volume
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric

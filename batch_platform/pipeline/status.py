@@ -17,7 +17,7 @@ from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.catalogue import FailedCheck
-from batch_platform.monitoring.health import Health
+from batch_platform.monitoring.measure import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import Measured, newest_measured

@@ -23,8 +23,7 @@ from batch_platform.models.reference import profiled
 from batch_platform.models.refinements.decision import decision_column, may_be_selected
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.monitoring.outcomes import prediction_columns
-from batch_platform.monitoring.profiles import Profile
-from batch_platform.monitoring.rows import RowSketch
+from batch_platform.monitoring.profiles import Profile, RowSketch
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
 

@@ -18,7 +18,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Registry, Version
-from batch_platform.monitoring.agreement import Agreement, columns_of
+from batch_platform.monitoring.comparison import Agreement, columns_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import (
     Scored,

@@ -23,8 +23,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.kernels.native_threads import hold_loaded_libraries
 from batch_platform.models.contract import UNSEEN_NULL
-from batch_platform.monitoring.profiles import Profile, merged_profiles
-from batch_platform.monitoring.rows import RowSketch
+from batch_platform.monitoring.profiles import Profile, RowSketch, merged_profiles
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.batch import (
     REJECTED,

@@ -11,7 +11,7 @@ import polars as pl
 import polars.selectors as cs
 
 from batch_platform.declaration.errors import NothingPublishedError
-from batch_platform.monitoring.measures.rejections import TABLE, in_words
+from batch_platform.monitoring.measures.scored import REJECTED, rejected_because
 from batch_platform.warehouse.failures import REFUSED_ROWS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
@@ -73,7 +73,7 @@ def rejections(
     except NothingPublishedError:
         return nothing
     with con:
-        published = _read(con, pipeline, TABLE, "count(*)", partition_keys, most) or nothing
+        published = _read(con, pipeline, REJECTED, "count(*)", partition_keys, most) or nothing
         refused = _read(con, pipeline, REFUSED_ROWS, "any_value(rows_alike)", partition_keys, most)
     return replace(published, refused=refused)
 
@@ -102,7 +102,7 @@ def _read(  # noqa: PLR0913 - what is read, and how much of it
     return Rejections(
         pipeline=pipeline,
         rows=sum(int(count) for *_, count in counts),
-        reasons={in_words(column, reason): int(count) for column, reason, count in counts},
+        reasons={rejected_because(column, reason): int(count) for column, reason, count in counts},
         listed=[
             RejectedRow(partition, json.loads(key), column, reason, json.loads(row), run_id)
             for partition, key, column, reason, row, run_id in rows

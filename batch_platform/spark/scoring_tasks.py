@@ -40,7 +40,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.kernels.native_threads import one_thread
-from batch_platform.monitoring.agreement import Agreement
+from batch_platform.monitoring.comparison import Agreement
 from batch_platform.scoring.orders import BundleFolder, OpenModels, OpenOrder, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
 from batch_platform.spark.staging import FULL_DISK, ObjectStaging, require_fit, running_task

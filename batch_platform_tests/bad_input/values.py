@@ -16,7 +16,7 @@ import polars as pl
 
 from batch_platform.components import describe
 from batch_platform.declaration.errors import DataError, SourceError, WrongUseError
-from batch_platform.monitoring.markdown import markdown
+from batch_platform.monitoring.measure import markdown
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, changed, on_the_day

@@ -18,7 +18,7 @@ import numpy as np
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.agreement import Agreement
+from batch_platform.monitoring.comparison import Agreement
 from batch_platform.monitoring.profiles import number_bins, number_profile
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder

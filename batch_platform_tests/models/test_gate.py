@@ -18,9 +18,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.gate import is_refused
 from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.monitoring.comparison import Difference
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest

@@ -14,7 +14,7 @@ from batch_platform.models.refinements.interval import (
     fit_interval,
     interval_ends,
 )
-from batch_platform.monitoring.measures.interval_coverage import binomial_interval
+from batch_platform.monitoring.measures.evaluated import binomial_interval
 from batch_platform.monitoring.reference import ErrorTree
 
 WORLDS = 40  # of each kind

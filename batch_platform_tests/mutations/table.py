@@ -174,10 +174,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a model is worse as soon as its interval reaches below zero",
-        "monitoring/verdict.py",
+        "monitoring/comparison.py",
         '"worse" if high < -ROUNDING',
         '"worse" if low < -ROUNDING',
-        ("monitoring/test_verdict.py",),
+        ("monitoring/test_comparison.py",),
     ),
     # Retention and removing files
     Mutation(
@@ -211,7 +211,7 @@ MUTATIONS = (
     ),
     Mutation(
         "chance counts as drift",
-        "monitoring/drift.py",
+        "monitoring/divergence.py",
         "unusual = self.beyond_chance - USUAL_MARGIN * usual",
         "unusual = self.psi - USUAL_MARGIN * usual",
         ("monitoring/test_drift.py", "monitoring/test_measures.py", "scoring/test_drift_tables.py"),
@@ -321,7 +321,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a report raises an alarm about a difference between segments that chance explains",
-        "reports/segments.py",
+        "reports/performance.py",
         "if high < FOUR_FIFTHS or low > 1 / FOUR_FIFTHS:",
         "if low < FOUR_FIFTHS or high > 1 / FOUR_FIFTHS:",
         ("reports/test_report.py",),

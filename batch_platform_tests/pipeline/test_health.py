@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from batch_platform.monitoring.catalogue import read_failed_checks
-from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measure import Aspect
 from batch_platform.monitoring.measures.health import EMPTY, volume
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.health import freshness, health_of

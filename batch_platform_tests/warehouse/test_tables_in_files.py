@@ -20,7 +20,8 @@ import pytest
 from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
+from batch_platform.monitoring.measure import ChallengerRun, StagedChallenger
+from batch_platform.monitoring.measures.challengers import replace_challengers
 from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.deletion import drop_rows, held_rows, leave_mark

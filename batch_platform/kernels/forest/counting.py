@@ -85,7 +85,7 @@ def _add_mixed(numbers, factor, totals):  # noqa: ANN001, ANN202 - typed by the 
 
 
 def add_mixed(numbers: NDArray[np.float64], factor: int, totals: NDArray[np.uint64]) -> None:
-    """Add the mixed bits of each number [n], times a factor, to a total for each; as `monitoring.rows.add_mixed` does."""
+    """Add the mixed bits of each number [n], times a factor, to a total for each; as `monitoring.profiles.add_mixed` does."""
     make_ready(_add_mixed, _VALUES, types.uint64, _TOTALS)
     _add_mixed(np.ascontiguousarray(numbers), np.uint64(factor), totals)
 

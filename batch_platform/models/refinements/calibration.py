@@ -26,9 +26,9 @@ from batch_platform.models.refinements.refinement import (
     Refinement,
     Unseen,
 )
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, weights_of
-from batch_platform.monitoring.verdict import Verdict
 
 LEAST_OF_A_CLASS = 10  # rows; scikit-learn itself needs five
 METRICS = ("brier", "log_loss", "calibration_error")

@@ -1,4 +1,4 @@
-"""Drift: how far the profile of a partition is from a baseline, from the counts of both alone.
+"""Divergence: how far the profile of a partition is from a baseline, from the counts of both alone.
 
 What is compared are the shares of the cells: those of the histogram, the nulls, and the categories that the model does not
 know. Errors against the same measures on the full data: the population stability index and the Jensen-Shannon distance
@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import number
 from batch_platform.monitoring.profiles import Profile
 
 SURPRISE = 0.001  # p-value from which a difference is more than chance
@@ -287,60 +286,3 @@ def _kolmogorov_smirnov(own: NDArray[np.float64], other: NDArray[np.float64]) ->
     """The largest distance of the shares of values below an edge [pairs]; NaN where either has no values."""
     first, second = own.cumsum(axis=1), other.cumsum(axis=1)
     return np.abs(first / first[:, -1:] - second / second[:, -1:]).max(axis=1, initial=0.0)
-
-
-@dataclass(frozen=True)
-class ColumnDrift:
-    """One column of a partition beside a baseline; a row of the table `drift`."""
-
-    partition_key: str
-    column_name: str
-    role: str
-    baseline: str
-    baseline_partition: str | None  # None for the reference
-    psi: float
-    psi_by_chance: float
-    # what is usual beyond chance between the partitions of the training data; None where unknown
-    psi_usual: float | None
-    p_value: float
-    jensen_shannon: float
-    ks: float | None
-    null_share: float
-    baseline_null_share: float
-    unknown_share: float
-    baseline_unknown_share: float
-    mean: float | None
-    baseline_mean: float | None
-    # Shares of values outside the range that training saw; None for text, and where they are not known.
-    outside_share: float | None
-    baseline_outside_share: float | None
-    rows: int
-    baseline_rows: int
-    level: str | None  # None where it is not judged
-    model_version: str
-    run_id: str
-
-    @property
-    def unusual(self) -> float:
-        """The index beyond what chance and the differences between partitions of the training data give."""
-        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
-
-    @property
-    def outside(self) -> str:
-        """The values outside the range in words; empty where there are no more than expected."""
-        expected = self.baseline_outside_share or 0.0
-        if self.outside_share is None or self.outside_share < expected + OUTSIDE_MATTERS:
-            return ""
-        return f"{self.outside_share:.1%} of values lie outside the range seen in training, {expected:.1%} expected"
-
-    @property
-    def changes(self) -> list[str]:
-        """The differences from the baseline, in words."""
-        changes = [self.outside] if self.outside else []
-        if self.null_share != self.baseline_null_share:
-            changes.append(f"null {self.null_share:.1%} instead of {self.baseline_null_share:.1%}")
-        if self.unknown_share != self.baseline_unknown_share:
-            changes.append(f"unknown {self.unknown_share:.1%} instead of {self.baseline_unknown_share:.1%}")
-        if self.mean is not None and self.baseline_mean is not None:
-            changes.append(f"mean {number(self.mean)} instead of {number(self.baseline_mean)}")
-        return changes
