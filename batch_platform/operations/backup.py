@@ -26,7 +26,7 @@ from batch_platform.declaration.errors import BatchPlatformError, IntegrityError
 from batch_platform.models.bundle import require_unchanged
 from batch_platform.operations.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.files import sync, write_whole
 from batch_platform.warehouse.home import Home
@@ -341,7 +341,7 @@ def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
 
     A file may be missing of a partition that is not scored, which builds it again, or no longer declared, whose file `gc` removes.
     """
-    for key, build in {**state.features, **state.lost}.items():
+    for key, build in {**state.features, **state.seen.lost}.items():
         is_needed = key in state.scores and _is_declared(pipeline, key)
         if is_needed or pipeline.history.file(build).exists():
             try:

@@ -30,7 +30,7 @@ from batch_platform.operations.subjects import (
 )
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import undelivered
+from batch_platform.planning.artifacts import undelivered
 from batch_platform.warehouse.deletion import (
     ErasedSubjects,
     Erasure,

@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.origins import Lineage
 from batch_platform.features.row_checks import instants
 from batch_platform.kernels.forest.ensembles import NotCompilableError
 from batch_platform.models.bundle import OpenVersion
@@ -37,7 +37,7 @@ from batch_platform.models.refinements.reasons import REASONS, explained_outputs
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.operations.export import scored_file
-from batch_platform.pipeline.plan import first_served
+from batch_platform.planning.trainings import first_served
 from batch_platform.sources.opening import SourceConnection
 from batch_platform.warehouse.deletion import read_erasures, subject_hash
 from batch_platform.warehouse.home import Home
