@@ -16,23 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from batch_platform_tests.benchmarks import (
-    backfill,
     commit,
     contenders,
-    cores,
-    deliveries,
     growth,
     history,
     kernels,
-    memory,
     monitoring,
     project,
-    publish,
     refinements,
-    report,
     scoring,
     spark,
-    stores,
     tables,
 )
 from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
@@ -42,19 +35,12 @@ from batch_platform_tests.benchmarks.reporting import losses, machine, table, ve
 
 WORKLOADS = {
     "scoring": scoring,
-    "backfill": backfill,
-    "memory": memory,
     "monitoring": monitoring,
-    "cores": cores,
-    "deliveries": deliveries,
     "kernels": kernels,
     "commit": commit,
-    "publish": publish,
     "growth": growth,
     "refinements": refinements,
-    "report": report,
     "spark": spark,
-    "stores": stores,
     "tables": tables,
     "history": history,
 }
@@ -68,7 +54,6 @@ NAMES = {
     *scoring.SIZES,
     *refinements.CASES,
     *refinements.EXPLAINERS,
-    *deliveries.SCRIPTS,
 }
 
 

@@ -7,39 +7,33 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import literal
 
 MEMORY = "4GB"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores that a contender has written.
+    """Scores that a contender has written into a DuckDB file.
 
     Args:
-        path: A DuckDB file, or a folder of Parquet files.
-        table: Table of the DuckDB file; None for Parquet.
+        path: The file.
+        table: Its table.
+        day: Column that holds the day.
         keys: The days to compare.
-        key: Column that identifies a row.
     """
 
     path: Path
-    table: str | None
+    table: str
+    day: str
     keys: Sequence[str]
-    key: str = "id"
 
-    def view(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
-        """Create a view of the key, score and prediction of the days to compare."""
-        if self.table is None:
-            relation, day = f"read_parquet({literal(str(self.path / '**/*.parquet'))})", "day"
-        else:
-            con.execute(f"ATTACH {literal(str(self.path.resolve()))} AS {quoted(f'file of {name}')} (READ_ONLY)")
-            relation = f"{quoted(f'file of {name}')}.{self.table}"
-            day = "partition_key" if self.table.endswith(".predictions") else "day"
+    def view(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Create a view `here` of the key, score and prediction of the days to compare."""
+        con.execute(f"ATTACH {literal(str(self.path.resolve()))} AS written (READ_ONLY)")
         days = ", ".join(literal(key) for key in self.keys)
         con.execute(
-            f"CREATE TEMP VIEW {quoted(name)} AS SELECT {quoted(self.key)} AS key, score, prediction "
-            f"FROM {relation} WHERE {day} IN ({days})"
+            f"CREATE TEMP VIEW here AS SELECT id, score, prediction FROM written.{self.table} WHERE {self.day} IN ({days})"
         )
 
 
@@ -50,7 +44,7 @@ def require_same(contender: str, scores: Scores, rows: int, reference: Path, tol
         SystemExit: Rows are missing or too many, or a score or a prediction differs.
     """
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(reference.parent)}) as con:
-        scores.view(con, "here")
+        scores.view(con)
         ((written,),) = con.execute("SELECT count(*) FROM here").fetchall()
         if written != rows:
             sys.exit(f"{contender} wrote {written} rows instead of {rows}.")
@@ -62,7 +56,7 @@ def require_same(contender: str, scores: Scores, rows: int, reference: Path, tol
             SELECT count(*) FILTER (abs(here.score - there.score) <= $tolerance
                 AND (here.prediction = there.prediction OR abs(here.score - 0.5) <= $tolerance)),
                 max(abs(here.score - there.score))
-            FROM here JOIN read_parquet({literal(str(reference))}) AS there USING (key)
+            FROM here JOIN read_parquet({literal(str(reference))}) AS there USING (id)
             """,
             {"tolerance": tolerance},
         ).fetchall()

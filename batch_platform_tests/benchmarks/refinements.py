@@ -5,6 +5,7 @@ Contributions, of which reasons are made, are computed by peers too, for a sampl
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -62,7 +63,7 @@ def measure(options: Options) -> Iterator[Result]:
         served = project.generated_project(options.folder / name.replace(" ", "-"), KIND, options.folder / "data", days)
         _declare(served, CASES[name])
         project.make_ready(served, days)
-        jobs[name] = Job(served, days.keys, options.folder / "none", options.environments)
+        jobs[name] = Job(served, days.keys)
         measured[name] = partial(_scored, name, jobs[name], options)
         measured[name]()
     if NONE in jobs and (explainers := [name for name in EXPLAINERS if name in chosen]):
@@ -114,7 +115,7 @@ def _scored(name: str, job: Job, options: Options) -> Result:
 
 def _explained(library: str, job: Job, options: Options) -> Result:
     """Measure a peer, which reports its own time: reading, fitting and importing do not count."""
-    python = options.environments.python(library) if library == "shap" else options.environments.own()
+    python = options.environments.python(library) if library == "shap" else sys.executable
     rows = min(SAMPLE_ROWS, options.rows)
     script = Path(PEERS, "contributions.py")
     cost = run([str(python), str(script), library, str(job.model), job.files[-1], str(rows)], options.folder)
