@@ -28,9 +28,8 @@ from batch_platform_tests.benchmarks import (
     spark,
     tables,
 )
-from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
+from batch_platform_tests.benchmarks.environments import PINNED, Environments, Options, default_folder
 from batch_platform_tests.benchmarks.measuring import Result
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.reporting import losses, machine, table, versions
 
 WORKLOADS = {

@@ -18,9 +18,9 @@ from shutil import copytree, rmtree
 import polars as pl
 
 from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.hourly_work import PIPELINE
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, ROOT, Cost, Result, Spent, in_turn, medians, run
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.harness.dagster_project import write_dagster_project, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
 

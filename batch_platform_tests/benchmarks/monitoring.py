@@ -20,8 +20,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import OURS, Result, Spent, run, spent
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.harness.faulty_days import FAULTS, ID, KEY, LABEL, TIME, Table, faulty_partitions, tables
 from batch_platform_tests.harness.small_pipeline import carry_out
 

@@ -18,8 +18,8 @@ import yaml
 from batch_platform_tests.benchmarks import project
 from batch_platform_tests.benchmarks.contenders import PEERS, Job
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians, run
-from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Refining scores"
 NONE, NONE_OF_REGRESSION, REASONS = "no refinement", "no refinement of a regression", "reasons"

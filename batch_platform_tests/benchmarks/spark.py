@@ -21,10 +21,11 @@ from pathlib import Path
 import polars as pl
 
 from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks.contenders import require_same
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.launch import descendants
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, inherited, medians
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.spark_work import Answer, Request
 
 TITLE = "Scoring on a cluster of Spark"
@@ -124,23 +125,6 @@ def conclude(results: Sequence[Result]) -> str:
 def scores_in(folder: Path) -> pl.DataFrame:
     """The scores that a contender wrote, in order of the key."""
     return pl.read_parquet(folder / "*.parquet", columns=["id", "score", "prediction"]).sort("id")
-
-
-def require_same(contender: str, scores: pl.DataFrame, expected: pl.DataFrame, tolerance: float) -> None:
-    """Compare the scores of a contender with those of the first one, both in order of the key.
-
-    Raises:
-        SystemExit: Rows are missing or too many, or a score or a prediction differs.
-    """
-    if not scores["id"].equals(expected["id"]):
-        sys.exit(f"{contender} scored {scores.height} rows instead of {expected.height}, or others.")
-    distance = (scores["score"] - expected["score"]).abs()
-    same = (distance <= tolerance) & (
-        (scores["prediction"] == expected["prediction"]) | ((scores["score"] - 0.5).abs() <= tolerance)
-    )
-    if not same.all():
-        differing = (~same).sum()
-        sys.exit(f"{contender} gives other scores for {differing} rows; they differ by up to {distance.max()}.")
 
 
 def _prepared(kind: str, folder: Path, days: Days) -> Prepared:

@@ -35,8 +35,8 @@ from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.resampling import reach_of
 from batch_platform.sources.kind import SourceTable
 from batch_platform.sources.opening import create_view_of
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, Result, run
-from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "From a table to predictions"
 GOAL_WORSE, GOAL_SECONDS = 0.05, 30

@@ -1,11 +1,10 @@
-"""A storm: processes that compete for one home and are killed, while others read it and copy it, and every check there is.
+"""A storm: processes that compete for one home and are killed, while others read it, and every check there is.
 
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
-Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
-evaluated and cleaned up, by several processes at once; of a fourth one partitions are dropped, customers erased and rows
-delivered, exported and reported. Most are killed by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
-the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
+Three pipelines with challengers and rejected rows are written, trained, promoted, rolled back, evaluated and cleaned up, by
+several processes at once. Most are killed by SIGKILL: at a random time, or right before a commit, a checkpoint or the flip of
+the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
 
 import argparse
@@ -31,29 +30,20 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
 from batch_platform_tests.faults.invariants import SCORED, changed_events
 from batch_platform_tests.faults.nursery import Child, Nursery
-from batch_platform_tests.faults.storm_departures import plant_links, prepare
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
 WORK = {
     "write": 30,
     "bring up to date": 8,
-    "replay": 8,
     "train": 6,
     "promote": 8,
     "score with a version": 6,
     "evaluate": 6,
-    "backtest": 5,
     "gc": 6,
-    "passing write": 12,
-    "passing drop": 8,
-    "passing erase": 6,
-    "passing take_out": 6,
 }
-COPIES = 5  # on the same scale
 KILLED = 0.8  # share of the work that is meant to be killed
-AIMED = 0.4  # share of those kills that wait for a moment, or a step
-MOMENTS = ("log", "rollback journal", "staging")
+AIMED = 0.4  # share of those kills that wait for a step
 STEPS = {
     "link": r"^(symlink|replace) \.published",
     "copy": r"^rename published-",
@@ -68,12 +58,6 @@ REFUSALS = (
     "no approved version but",
     "was removed by",
     "no model serves it",
-    "were erased after this run started",
-    "there are no published predictions",
-    "Nothing is published of",
-    "no partition is scored, so there is nothing to report",  # a report of a pipeline that is dropped meanwhile
-    "No files found that match the pattern",  # a report of predictions in files that are dropped or erased meanwhile
-    "the features that it was scored from are gone",  # an export of features that are built again and not scored yet
 )
 SECONDS_CALM = 45.0  # between two times at which nothing runs and all must be done
 
@@ -94,11 +78,9 @@ class Storm:
     kills: Counter[str] = field(default_factory=Counter[str])
     done: Counter[str] = field(default_factory=Counter[str])  # work that came to its end
     refused: Counter[str] = field(default_factory=Counter[str])
-    copies: Counter[str] = field(default_factory=Counter[str])
     after_kills: Inspection = field(default_factory=Inspection)
     by_readers: Inspection = field(default_factory=Inspection)
     when_calm: Inspection = field(default_factory=Inspection)
-    of_copies: Inspection = field(default_factory=Inspection)
 
     def rage(self, seconds: float, *, kills: int = 0) -> dict[str, Any]:
         """Go on for so long, and until so many processes were killed, and return the summary."""
@@ -109,12 +91,10 @@ class Storm:
         self._home = Home(self.folder / "home").create()
         write_small_project(self.folder / PROJECTS[0])
         write_small_project(self.folder / PROJECTS[1], events=changed_events(*SCORED))
-        prepare(self._home)
         began = time.monotonic()
         with ExitStack() as stack:
             nurseries = [stack.enter_context(Nursery()) for _ in range(self.workers + 1)]
             self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
-            plant_links(self._home)
             stack.enter_context(self._reader(nurseries.pop()))
             chances = [random.Random(f"{self.seed} {number}") for number in range(self.workers)]
             ends = time.monotonic() + seconds
@@ -129,13 +109,10 @@ class Storm:
         return self._summary(seconds)
 
     def _work_until(self, until: float, kills: int, nursery: Nursery, chance: random.Random) -> None:
-        kinds = {**WORK, "copy": COPIES}
         try:
             while time.monotonic() < until or (self.kills.total() < kills and not self.after_kills.violations):
-                (kind,) = chance.choices(list(kinds), list(kinds.values()))
-                if kind == "copy":
-                    self._copy(nursery, chance)
-                elif self._work(kind, nursery, chance):
+                (kind,) = chance.choices(list(WORK), list(WORK.values()))
+                if self._work(kind, nursery, chance):
                     self._ask(nursery, "look", self.after_kills, root=str(self._home.root), seed=chance.random())
         except Exception:  # noqa: BLE001 - a defect of the storm itself must not look like calm
             with self._lock:
@@ -148,17 +125,15 @@ class Storm:
         keys = SCORED[first : first + chance.randint(1, 3)]
         run_id = f"{kind.replace(' ', '-')}-{number}"
         of = Work(str(self._home.root), chance.choice(list(DECLARED)), chance.choice(PROJECTS), keys, run_id)
-        killed, aimed = chance.random() < KILLED, chance.random() < AIMED
-        aim = chance.choice([*MOMENTS, *STEPS]) if aimed else "a random time"
+        killed = chance.random() < KILLED
+        aim = chance.choice([*STEPS]) if chance.random() < AIMED else "a random time"
         arguments = {"kind": kind, "of": asdict(of), "seed": chance.randrange(2**32)}
         if killed and aim in STEPS:
             arguments["die_at"] = STEPS[aim]
         child, began = nursery.fork("batch_platform_tests.faults.storm_tasks.work", **arguments), time.monotonic()
         with self._not_hung(child, run_id):
             child.wait_for("working")
-            if killed and aim in MOMENTS:
-                self._kill_at(aim, child, run_id, began + self._spans[kind] * 2, chance)
-            elif killed and aim not in STEPS:
+            if killed and aim not in STEPS:
                 time.sleep(chance.uniform(0, self._spans[kind] * 1.1))
                 os.kill(child.pid, signal.SIGKILL)
             marks, status = child.end()
@@ -175,28 +150,6 @@ class Storm:
             else:
                 self.after_kills.violations.append(f"{run_id} of {of.pipeline} failed: {errors[0]}")
         return False
-
-    def _kill_at(self, moment: str, child: Child, run_id: str, latest: float, chance: random.Random) -> None:
-        """Kill a process as soon as a file is there that only its work can have made, or when it is late."""
-        files = {"log": self._home.warehouse_log, "rollback journal": self._home.warehouse_rollback}
-        while time.monotonic() < latest:
-            if moment == "staging":
-                if any(self._home.staging.glob(f"{run_id}-*")):
-                    time.sleep(chance.uniform(0, 0.2))
-                    break
-            elif files[moment].exists() and self._home.warehouse_lock.read_text() == str(child.pid):
-                time.sleep(chance.choice([0, chance.uniform(0, 0.01)]))
-                break
-            time.sleep(0.0005)
-        os.kill(child.pid, signal.SIGKILL)
-
-    def _copy(self, nursery: Nursery, chance: random.Random) -> None:
-        """Copy the home while the others go on, and look whether the copy is right or refused."""
-        to = str(self.folder / f"copy-{self._next()}")
-        arguments = {"root": str(self._home.root), "to": to, "seed": chance.randrange(2**32)}
-        marks = self._ask(nursery, "copy_home", self.of_copies, **arguments)
-        with self._lock:
-            self.copies.update(mark.removeprefix("outcome ") for mark in marks if mark.startswith("outcome "))
 
     def _ask(self, nursery: Nursery, task: str, into: Inspection, **arguments: Any) -> list[str]:
         """Let a process look, and take in what it saw; returns its marks."""
@@ -256,7 +209,6 @@ class Storm:
             "after kills": self.after_kills,
             "by readers": self.by_readers,
             "when calm": self.when_calm,
-            "of copies": self.of_copies,
         }
 
     def _in_short(self, began: float) -> str:
@@ -272,7 +224,6 @@ class Storm:
             "kills": {"all": self.kills.total(), **dict(sorted(self.kills.items()))},
             "done": dict(sorted(self.done.items())),
             "refused": dict(sorted(self.refused.items())),
-            "copies": dict(sorted(self.copies.items())),
             "checks": {
                 name: {"all": inspection.checks.total(), **dict(sorted(inspection.checks.items()))}
                 for name, inspection in self._inspections.items()
