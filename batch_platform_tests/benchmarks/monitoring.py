@@ -7,7 +7,6 @@ core-seconds per million rows with faults; ours score and commit the rows too.
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -171,8 +170,3 @@ def _peer(contender: str, table: Table, options: Options) -> Iterator[Judged]:
         alarms = json.loads((folder / "alarms.json").read_text())
         keys = [[rows[KEY][0] for rows in stretch] for stretch in stretches.values()]
         yield _result(table, fault, alarms, keys, Spent(cost.seconds, cost.core_seconds), contender)
-
-
-if __name__ == "__main__":  # without the peers' environments: prints ours
-    for result in _ours(tables()[int(sys.argv[1])], Path(sys.argv[2])):
-        print(result.workload, f"{result.found} of {result.faults}", result.delay, dict(result.by_check), flush=True)
