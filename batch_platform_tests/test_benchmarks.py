@@ -280,7 +280,7 @@ def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(c
     assert max(measured.ours, measured.trees) < measured.trivial == pytest.approx(np.log(3), rel=0.02)
     worse = measured.worse_than_trees
     assert worse.low < worse.share < worse.high
-    assert measured.worse_than_trivial.high < -0.5
+    assert measured.worse_than_trivial.high < -0.3
     assert "has no column 'colour'" in failed.failure
     text = tables.conclude([measured, failed])
     assert f"| {worse} | {measured.rows_measured} |" in text

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import resource
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,12 +40,10 @@ from batch_platform_tests.harness.dagster_project import (
     forget_projects,
     pipeline_folder,
     write_dagster_project,
-    write_defs_yaml,
 )
 from batch_platform_tests.harness.deployment import Deployment, deploy, range_tags
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
-    small_declaration,
     small_events,
     small_spec,
     write_small_project,
@@ -97,9 +96,8 @@ def loading(folder: Path) -> str:
     """The whole chain of errors with which Dagster's own loading refuses a project."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setenv(
-            "DAGSTER_IS_DEFS_VALIDATION_CLI", "1"
-        )  # as `dg check defs` does: elsewhere a broken pipeline is an asset
+        # As `dg check defs` does: elsewhere a broken pipeline is an asset.
+        patch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
         forget_projects()
         with pytest.raises(Exception) as refusal:  # noqa: PT011 - whatever Dagster wraps it in
             dg.Definitions.validate_loadable(dg.load_from_defs_folder(path_within_project=folder / PACKAGE))
@@ -109,25 +107,19 @@ def loading(folder: Path) -> str:
     return message
 
 
-def written(tmp_path: Path, text: str) -> tuple[Path, Path]:
-    """A project whose `defs.yaml` holds a text; returns the project and the file."""
+def redeclared(tmp_path: Path, old: str, new: str) -> tuple[Path, Path]:
+    """A project with a replaced part of its `defs.yaml`; returns the project and the file."""
     folder = project(tmp_path)
     file = pipeline_folder(folder) / "defs.yaml"
-    file.write_text(text, encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
     return folder, file
-
-
-def good_yaml(tmp_path: Path) -> str:
-    file = write_defs_yaml(tmp_path / "good", small_declaration())
-    return file.read_text(encoding="utf-8")
 
 
 def yaml_refused(tmp_path: Path, *, old: str, new: str, message: list[str], dagster: list[str] | None = None) -> None:
     """A declaration with a replaced part is refused with its file, the line of the replacement, and the key."""
-    text = good_yaml(tmp_path)
-    assert old in text
-    changed = text.replace(old, new, 1)
-    folder, file = written(tmp_path, changed)
+    folder, file = redeclared(tmp_path, old, new)
     error = refused(folder, "check")
     assert f"{file}:" in error
     assert_names(error, *message)
@@ -144,10 +136,7 @@ def bomb(levels: int, indent: str) -> str:
 
 def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...] = ("check",)) -> None:
     """Refused before Dagster loads it, which would never end, in a process with little time and memory."""
-    import subprocess
-
-    text = good_yaml(tmp_path)
-    folder, file = written(tmp_path, text.replace(at, at + bomb(30, indent), 1))
+    folder, file = redeclared(tmp_path, at, at + bomb(30, indent))
     done = subprocess.run(
         [COMMAND, *args],
         cwd=folder,

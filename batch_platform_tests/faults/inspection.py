@@ -7,9 +7,9 @@ the ledgers refer to. Nothing here raises on a defect: each one is listed.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 
@@ -87,23 +87,6 @@ class Seen(Inspection):
     where: str = ""
     states: dict[str, dict[str, Held]] = field(default_factory=dict[str, dict[str, Held]])  # by pipeline and partition
     watermarks: Watermarks = field(default_factory=Watermarks)
-
-    def as_json(self) -> dict[str, Any]:
-        """The same, as JSON can hold it."""
-        states = {
-            pipeline: {key: asdict(held) for key, held in held_of.items()} for pipeline, held_of in self.states.items()
-        }
-        return {**vars(self), "checks": dict(self.checks), "states": states}
-
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """Read what `as_json` gave."""
-        states = {
-            pipeline: {key: Held(**held) for key, held in partitions.items()}
-            for pipeline, partitions in written["states"].items()
-        }
-        watermarks = {table: (seq, rows, content) for table, (seq, rows, content) in written["watermarks"].items()}
-        return cls(Counter(written["checks"]), written["violations"], written["where"], states, watermarks)
 
 
 def inspect(con: duckdb.DuckDBPyConnection, where: str, pipelines: Sequence[str], earlier: Watermarks) -> Seen:

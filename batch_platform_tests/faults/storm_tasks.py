@@ -1,7 +1,7 @@
 """What the processes of a storm do: the work of writers, who may be killed, and of those who look."""
 
-import json
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable
@@ -229,4 +229,4 @@ def read(root: str, report: str, stop: str) -> None:
 
 
 def _write_report(report: str, *looks: Seen) -> None:
-    Path(report).write_text(json.dumps([seen.as_json() for seen in looks]))
+    Path(report).write_bytes(pickle.dumps(looks))

@@ -10,9 +10,7 @@ import resource
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,23 +176,12 @@ def erase(job: dict[str, Any], values: dict[str, str], stop_at: int | None = Non
 
 
 def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
-    """Score and publish partitions again and again; marks at the end the longest wait for the lock."""
-    pipeline, stamp, waits = Job(**job).pipeline, Job(**job).stamp, list[float]()
-    locked = warehouse.locked
-
-    @contextmanager
-    def timed(patience: Any) -> Generator[None]:
-        began = time.monotonic()
-        with locked(patience):
-            waits.append(time.monotonic() - began)
-            yield
-
-    warehouse.locked = timed
+    """Score and publish partitions again and again."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
     for number in range(times):
         list(pipeline.score(partitions, Stamp(f"{stamp.run_id}-{number}", stamp.at), force=True))
         pipeline.publish()
-    mark(f"waited {max(waits):.3f} of {len(waits)}")
 
 
 def _pause_before_the_commit() -> None:
