@@ -97,18 +97,17 @@ def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_ot
 
 
 @pytest.mark.release
-def test_each_refinement_is_compared_with_the_same_scoring_without_it_and_reasons_with_other_libraries(tmp_path):
-    names = [*refinements.CASES, "lightgbm", "xgboost"]
-    results, text = benchmark(tmp_path, "refinements", "--rows=4000", f"--only={','.join(names)}", "--repeat=1")
-    assert [result["workload"] for result in results if result["contender"] == OURS] == [*refinements.CASES]
-    assert [(result["contender"], result["rows"]) for result in results[-2:]] == [("lightgbm", 1000), ("xgboost", 1000)]
-    beside = {result["workload"]: result for result in results if result["contender"] == OURS}
+def test_each_refinement_is_compared_with_the_same_scoring_without_it(tmp_path):
+    results, text = benchmark(
+        tmp_path, "refinements", "--rows=4000", f"--only={','.join(refinements.CASES)}", "--repeat=1"
+    )
+    beside = {result["workload"]: result for result in results}
+    assert beside.keys() == refinements.CASES.keys()
     for name, case in refinements.CASES.items():
         if name != case.beside:
             seconds, memory = (beside[name][of] / beside[case.beside][of] - 1 for of in ("core_seconds", "peak_mib"))
             assert f"| {name} | {seconds:+.1%} | {memory:+.1%} |" in text
-    rate = results[-1]["rows"] / results[-1]["core_seconds"]
-    assert f"| xgboost | {rate:,.0f} |" in text
+    assert "rows get reasons in a core-second." in text
 
 
 def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:

@@ -52,7 +52,6 @@ NAMES = {
     *monitoring.PEERS,
     *scoring.SIZES,
     *refinements.CASES,
-    *refinements.EXPLAINERS,
 }
 
 

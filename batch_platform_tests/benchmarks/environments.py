@@ -22,7 +22,6 @@ PINNED: dict[str, tuple[str, ...]] = {
     "lleaves": ("lleaves==1.3.0", "llvmlite==0.44.0"),  # lleaves calls what later releases of llvmlite lack
     "tl2cgen": ("tl2cgen==1.0.0", "treelite==4.8.1"),
     "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
-    "shap": ("shap==0.51.0",),
     "evidently": ("evidently==0.7.23", "pandas==2.3.3", "pyarrow==26.0.1"),
     "nannyml": (
         "nannyml==0.13.1",

@@ -41,9 +41,9 @@ class Served:
         return [*CARRIED, *self.names]
 
 
-def load(path: str, *, all_cores: bool = True) -> Served:
+def load(path: str) -> Served:
     """Read an exported model."""
     served = Served(**joblib.load(path))
     if "n_jobs" in served.estimator.get_params():  # a random forest
-        served.estimator.set_params(n_jobs=-1 if all_cores else 1)
+        served.estimator.set_params(n_jobs=-1)
     return served
