@@ -22,8 +22,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.delivery.known import require_sinks
-from batch_platform.features.query import Query
-from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.refinements.known import declared
 from batch_platform.monitoring.metrics import own_metrics

@@ -9,7 +9,7 @@ from batch_platform.declaration.errors import BatchPlatformError, counted, liste
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 
 
 def remarks_on(pipeline: Pipeline, now: datetime) -> Iterator[str]:

@@ -21,7 +21,7 @@ from batch_platform.operations.trace import (
     trace,
     with_source_rows,
 )
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 
 
 @click.command(

@@ -18,8 +18,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.operations import cleanup
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.verify import verify

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyspark
 
-from batch_platform.features.spark.session import QUICK_JAVA
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.orders import ScoringOrder
 from batch_platform.scoring.run import Due, orders_of
+from batch_platform.spark.session import QUICK_JAVA
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
