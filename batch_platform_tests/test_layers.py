@@ -286,24 +286,11 @@ NAMES = {  # of distributions that are imported by another name
     "vl-convert-python": "vl_convert",
     "xgboost-cpu": "xgboost",
 }
-PARTS = {
-    "alembic",
-    "dagster_shared",
-    "joblib",
-    "py4j",
-    "starlette",
-    "graphql",
-}  # of what brings them: dagster, scikit-learn, pyspark, the webserver
+# Parts of what brings them: dagster, scikit-learn, pyspark, the webserver.
+PARTS = {"alembic", "dagster_shared", "joblib", "py4j", "starlette", "graphql"}
 OF_SERVICES = {"azure", "gcs"}  # extras for stores of which no server can be run here
-RUN_BY_NAME = {
-    "adbc_driver_postgresql",
-    "adbc_driver_sqlite",
-    "dagster_postgres",
-    "tzdata",
-    "s3fs",
-    "gcsfs",
-    "adlfs",
-}  # the last three by fsspec
+# The last three by fsspec.
+RUN_BY_NAME = {"adbc_driver_postgresql", "adbc_driver_sqlite", "dagster_postgres", "tzdata", "s3fs", "gcsfs", "adlfs"}
 
 
 def libraries_of(module: str) -> set[str]:

@@ -13,7 +13,7 @@ from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.lock import folder_locked
 from batch_platform_tests.components.bringing import JOB, bring, keys
 from batch_platform_tests.harness.deployment import deploy, deploy_trained, range_tags
-from batch_platform_tests.harness.graphql import RETRY
+from batch_platform_tests.harness.served import RETRY
 from batch_platform_tests.harness.small_pipeline import small_events
 from batch_platform_tests.harness.ticks import AFTER_ALL, at
 from batch_platform_tests.harness.workspace import REPOSITORY, workspace

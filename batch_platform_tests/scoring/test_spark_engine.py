@@ -46,7 +46,6 @@ from batch_platform.spark.session import (
     spark_session,
 )
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.benchmarks import spark_work
 from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
@@ -57,7 +56,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_events,
     small_pipeline,
 )
-from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
+from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports, orders_for
 from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
@@ -224,7 +223,7 @@ def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_al
     carry_out(local, NOW + timedelta(days=1))
     (tmp_path / "out").mkdir()
     with SparkEngine(on_spark.spec, tmp_path / "out", Stamp("again", NOW)) as opened:
-        staged = list(opened.staged(spark_work.orders_for(on_spark, [*DAYS, "2024-02-04"])))
+        staged = list(opened.staged(orders_for(on_spark, [*DAYS, "2024-02-04"])))
     rows = [[pq.read_metadata(file).num_rows for file in partition.predictions] for partition in staged]
     assert rows == [[40], [40], [40], [122_880, 122_880, 54_263]]
     scores = pl.read_parquet([file for partition in staged for file in partition.predictions])
