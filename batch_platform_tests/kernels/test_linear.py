@@ -37,16 +37,17 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import LinearSVR
 
-from batch_platform.kernels.linear.arrays import (
+from batch_platform.kernels.linear import (
     BLOCK,
     LINEAR_FILE,
+    TOLERANCE,
     Linear,
     LinearPredictor,
+    as_linear,
     exponentials,
     linear_file,
     read_linear,
 )
-from batch_platform.kernels.linear.estimators import TOLERANCE, as_linear
 from batch_platform.models.bundle import open_bundle, write_bundle
 from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.flavours.sklearn import FLAVOUR, PICKLE_FILE, Pickled, SklearnPredictor

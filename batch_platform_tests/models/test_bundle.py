@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.kernels.forest import arrays
 from batch_platform.kernels.forest.compiled import Compilation
-from batch_platform.kernels.linear.arrays import LINEAR_FILE
+from batch_platform.kernels.linear import LINEAR_FILE
 from batch_platform.models.bundle import (
     FORMAT,
     WITHOUT_PRIOR,

@@ -21,8 +21,7 @@ from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.kernels.forest.compiled import (
     CompilablePredictor,
-    plain_from_file,
-    proven_from_file,
+    predictor_from_file,
     proven_predictor,
 )
 from batch_platform.models.bundle import Manifest, read_manifest
@@ -135,7 +134,7 @@ def test_law_4_compiled_trees_batch_sizes_and_the_file_change_no_bit_of_a_calibr
     if isinstance(fitted.predictor, CompilablePredictor) and proof.compiled.kernel:
         paths.append(proven_predictor(fitted.predictor))
     if proof.trees:
-        paths += [form(proof.trees, fitted.predictor) for form in (proven_from_file, plain_from_file)]
+        paths += [predictor_from_file(proof.trees, fitted.predictor, compiled=compiled) for compiled in (True, False)]
     assert len(paths) > 1 or estimator in (LINEAR, "sklearn.naive_bayes.GaussianNB"), proof.compiled.reason
     for path in paths:
         scorer = refined(path, kept)

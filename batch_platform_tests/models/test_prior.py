@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
-from batch_platform.kernels.forest.compiled import CompiledPredictor
+from batch_platform.kernels.forest.compiled import TreePredictor
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
 from batch_platform.models.refinements.prior import PRIOR
@@ -82,7 +82,7 @@ def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_s
     bundle = pipeline.bundle(version)
     native, compiled = bundle.predictor, bundle.for_rows(10**12)
     assert isinstance(native, Refined)
-    assert isinstance(compiled.model, CompiledPredictor)
+    assert isinstance(compiled.model, TreePredictor)
     features = pl.concat(
         pipeline.history.features(build).select(bundle.contract.names) for build in pipeline.state().features.values()
     )

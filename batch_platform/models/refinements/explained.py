@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.kernels.forest.compiled import CompilablePredictor, CompiledPredictor, inputs_of
+from batch_platform.kernels.forest.compiled import CompilablePredictor, TreePredictor, inputs_of
 from batch_platform.kernels.forest.ensembles import Finish, NotCompilableError, Parts, require
-from batch_platform.kernels.forest.plain import PlainPredictor
-from batch_platform.kernels.linear.arrays import Linear, LinearPredictor
-from batch_platform.kernels.linear.estimators import sources_of
+from batch_platform.kernels.linear import Linear, LinearPredictor, sources_of
 from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import Signature
 
@@ -80,9 +78,7 @@ def _made(model: Predictor, signature: Signature, means: Sequence[Matrix]) -> Ex
     if isinstance(model, LinearPredictor):
         require(len(means) > 0, "it was trained without predictions.reasons, so the means of its columns are not known")
         return _of_linear(model.linear, means)
-    if isinstance(model, PlainPredictor):
-        return _of_trees(Parts([], model.ensemble.features, model.ensemble), signature)
-    if isinstance(model, CompiledPredictor):
+    if isinstance(model, TreePredictor):
         return _of_trees(model.parts, signature)
     if isinstance(model, CompilablePredictor):
         return _of_trees(model.parts(), signature)
