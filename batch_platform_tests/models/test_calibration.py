@@ -28,8 +28,7 @@ from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit, refit
 from batch_platform.models.refinements.calibration import CALIBRATION
-from batch_platform.models.refinements.known import refinement_named
-from batch_platform.models.refinements.learning import Declared
+from batch_platform.models.refinements.known import Declared, refinement_named
 from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.refinement import (
     Applied,
