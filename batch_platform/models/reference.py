@@ -70,16 +70,10 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
 ) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
-    The prediction and what performance is estimated from are also counted by each value of `segments`.
-
-    Args:
-        reference: The profile of the version that scored them.
-        rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
-        raw: What the model returned for them; None without rows.
-        signature: Of the model.
-        rejected: Further rows, which were not scored, by column; None for a score that is not finite.
-        segments: Names of columns of the rows.
-        as_wholes: Whether the rows are looked at as wholes too.
+    `rows` satisfy the contract and have a score, and come with their encoding [n, columns]; `raw` is what the model returned for
+    them, None without rows. `rejected` counts further rows, which were not scored, by column; None for a score that is not finite.
+    The prediction and what performance is estimated from are also counted by each value of `segments`, columns of the rows.
+    `as_wholes` looks at rows as wholes too.
     """
     sketch = sketched(rows[1], categories_of(signature.contract)) if as_wholes else RowSketch()
     bins = {profile.name: profile.bins for profile in reference.features}
@@ -279,19 +273,11 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     former: ReferenceProfile | None,
     key: Sequence[str] = (),
 ) -> ReferenceProfile:
-    """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
+    """The reference of features with the profile of what a model predicts for rows that it has not learned from, and by their segments.
 
-    How far the partitions of these rows are from each other is added to what earlier versions have learned of theirs: one
-    evaluation has too few partitions to tell what is usual.
-
-    Args:
-        reference: That of the features.
-        predictor: The model.
-        signature: Of the model.
-        rows: The rows, and the same rows encoded [n, columns].
-        segments: Names of columns by which predictions are broken down.
-        former: The reference of the version before, if there is one.
-        key: Names of the columns of the key, by which a segment is frequent enough to be named.
+    How far the partitions of these rows are from each other is added to what the version before, of the reference `former`, has
+    learned of theirs: one evaluation has too few partitions to tell what is usual. `rows` come with their encoding [n, columns].
+    By the columns of the `key`, a segment is frequent enough to be named.
     """
     frame, matrix = rows
     if not len(matrix):

@@ -22,9 +22,8 @@ from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit, refit
-from batch_platform.models.refinements.calibration import CALIBRATION
+from batch_platform.models.refinements.calibration import CALIBRATION, PRIOR
 from batch_platform.models.refinements.known import Declared
-from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.refinement import (
     Applied,
     refined,

@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
 from batch_platform.models.fitting import fit
-from batch_platform.models.refinements.prior import PRIOR
+from batch_platform.models.refinements.calibration import PRIOR
 from batch_platform.models.refinements.refinement import Applied, refined
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
 from batch_platform_tests.models.prior_rows import drawn, rows

@@ -20,9 +20,8 @@ from batch_platform.kernels.native_threads import one_thread
 from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import Signature
 from batch_platform.models.judged import outcomes_of
-from batch_platform.models.refinements.calibration import CALIBRATION
+from batch_platform.models.refinements.calibration import CALIBRATION, PRIOR
 from batch_platform.models.refinements.interval import INTERVAL
-from batch_platform.models.refinements.prior import PRIOR
 from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.refinements.refinement import (
     Applied,
