@@ -45,8 +45,8 @@ from batch_platform.models.estimator_fit import (
 from batch_platform.models.flavours.known import Flavour, flavour_of
 from batch_platform.models.judged import JudgedScores, scores_of
 from batch_platform.models.reference import reference_of
-from batch_platform.models.refinements.learning import Declared, Refinements, Refining
-from batch_platform.models.refinements.prior import PRIOR, in_proportion
+from batch_platform.models.refinements.calibration import PRIOR, in_proportion
+from batch_platform.models.refinements.known import Declared, Refinements, Refining
 from batch_platform.models.search import Searched, search
 from batch_platform.monitoring.leakage import (
     SuspectedLeak,

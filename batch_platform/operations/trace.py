@@ -32,8 +32,7 @@ from batch_platform.features.origins import Lineage
 from batch_platform.features.row_checks import instants
 from batch_platform.kernels.forest.ensembles import NotCompilableError
 from batch_platform.models.bundle import OpenVersion
-from batch_platform.models.refinements.explained import explainer_of
-from batch_platform.models.refinements.reasons import REASONS, explained_outputs, reasons_of
+from batch_platform.models.refinements.reasons import REASONS, explained_outputs, explainer_of, reasons_of
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.operations.export import scored_file

@@ -20,8 +20,14 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
-from batch_platform.models.refinements.decision import decision_column, may_be_selected
-from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
+from batch_platform.models.refinements.refinement import (
+    Batch,
+    added_columns,
+    decision_column,
+    empty_output,
+    may_be_selected,
+    model_of,
+)
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.monitoring.profiles import Profile, RowSketch
 from batch_platform.monitoring.segments import SegmentCounts

@@ -24,8 +24,7 @@ import pytest
 from batch_platform.cli import guard
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
 from batch_platform.declaration.model import Model
-from batch_platform.kernels.forest.boosters import read_lightgbm
-from batch_platform.kernels.forest.structure import malformed
+from batch_platform.kernels.forest.estimators import malformed, read_lightgbm
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.flavour import MOST_BYTES
 from batch_platform.sources import opening

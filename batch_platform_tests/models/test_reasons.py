@@ -16,9 +16,8 @@ from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit
-from batch_platform.models.refinements.explained import explainer_of
-from batch_platform.models.refinements.learning import Declared
-from batch_platform.models.refinements.reasons import REASONS, STRUCT
+from batch_platform.models.refinements.known import Declared
+from batch_platform.models.refinements.reasons import REASONS, STRUCT, explainer_of
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.operations.trace import trace
 from batch_platform.planning.plan import make_plan

@@ -96,7 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clusters": changed(UNLABELLED, of_flavour("sklearn.cluster.KMeans", n_clusters=3)),
     "outliers": changed(UNLABELLED, of_flavour("sklearn.ensemble.IsolationForest", n_estimators=5)),
 }
-EVERYDAY = {"linear", "import", "regression"}
+EVERYDAY = {"trees", "import", "regression"}
 
 
 class Rule:

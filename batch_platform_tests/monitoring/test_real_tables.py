@@ -10,8 +10,6 @@ from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import _features, reference_of
 from batch_platform.monitoring.divergence import divergences, has_moved
-from batch_platform_tests.benchmarks.faulty_days import KEY, tables
-from batch_platform_tests.benchmarks.tables import Table
 from batch_platform_tests.harness.faulty_days import KEY, Table, faulty_partitions, tables
 
 BOUNDS = Drift().bounds("any")

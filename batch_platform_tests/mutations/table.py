@@ -263,7 +263,7 @@ MUTATIONS = (
     # Kernels
     Mutation(
         "a value on its threshold goes right, by NumPy",
-        "kernels/forest/plain.py",
+        "kernels/forest/compiled.py",
         "value <= nodes.threshold[node]",
         "value < nodes.threshold[node]",
         ("kernels/test_structure.py", "kernels/test_forest.py", "kernels/test_trees_file.py"),
