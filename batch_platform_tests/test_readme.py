@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from batch_platform.cli.sample import CUSTOMERS
+from batch_platform.cli.demo import CUSTOMERS
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp

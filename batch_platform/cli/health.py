@@ -10,7 +10,10 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.instance import last_heartbeat
 from batch_platform.cli.project import Project, find_project
-from batch_platform.declaration.errors import BatchPlatformError, NothingPublishedError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    NothingPublishedError,
+)
 from batch_platform.monitoring.health import Aspect
 from batch_platform.pipeline.health import freshness
 from batch_platform.warehouse.database import require_not_lost
@@ -37,10 +40,8 @@ class Answer:
     overdue: dict[str, Aspect]  # pipelines whose newest partition is not scored although it should be
 
 
-@click.command("health", epilog=terminal.examples("health", "health --json"))
-@terminal.reports
-@click.pass_obj
-def command(folder: Path | None) -> None:
+@terminal.command("health", "health", "health --json")
+def health_command(folder: Path | None) -> None:
     """Answer a probe: end with exit code 1 if the home, the lock or the daemon needs somebody, and say what is overdue.
 
     It waits for nothing, changes nothing and asks no source. What is overdue does not change the exit code, since starting
