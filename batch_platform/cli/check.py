@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,15 +41,6 @@ if TYPE_CHECKING:
     from batch_platform.features.query import Query
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The faults that would make runs of a pipeline fail."""
-
-    pipeline: str
-    problem: str
-    hint: str | None
-
-
 @terminal.command("check", "check", "check --time-travel --partitions 10")
 @click.option(
     "--time-travel",
@@ -76,7 +66,9 @@ def check_command(folder: Path | None, *, time_travel: bool, partitions: int) ->
         errors.setdefault(broken.name, []).append(broken.error)
     errors = dict(sorted(errors.items()))
     problems = [
-        Problem(name, error.message, error.hint) for name, of_pipeline in errors.items() for error in of_pipeline
+        {"pipeline": name, "problem": error.message, "hint": error.hint}
+        for name, of_pipeline in errors.items()
+        for error in of_pipeline
     ]
     terminal.report(
         {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems}

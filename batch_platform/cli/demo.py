@@ -4,9 +4,9 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -31,18 +31,6 @@ WINDOWS: dict[str, tuple[str | None, str | None]] = {  # first and last partitio
     FLIGHTS: ("2013-03-01", "2013-04-30"),
     "patient_risk": ("1983-01-01", None),
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A metric of a model over all that the demo scored."""
-
-    model: str  # the champions together, or the name of a challenger
-    metric: str
-    value: float
-    low: float | None  # ends of the 95% interval
-    high: float | None
-    rows: int
 
 
 @terminal.command("demo", "demo", "demo --list", "demo credit_default --copy-to bank")
@@ -83,10 +71,9 @@ def demo_command(folder: Path | None, name: str, table: str | None, target: Path
     measured, segments = _measured(wiring, project.home), _segments(wiring, project.home)
     terminal.report({"outcome": outcome, "measured": measured, "segments": segments})
     terminal.say()
-    rows = [
-        (it.model, it.metric, it.value, "-" if it.low is None else f"{number(it.low)} to {number(it.high)}", it.rows)
-        for it in measured
-    ]
+    rows = list[tuple[object, ...]]()
+    for model, metric, value, low, high, count in map(dict.values, measured):
+        rows.append((model, metric, value, "-" if low is None else f"{number(low)} to {number(high)}", count))
     if rows:
         terminal.show_table(("model", "metric", "value", "95% interval", "rows"), rows)
     if segments:
@@ -149,18 +136,20 @@ def _copy(name: str, target: Path) -> None:
         terminal.say(f"{'      ' if at else 'Next: '}{step}")
 
 
-def _measured(wiring: Wiring, home: Home) -> list[Measured]:
-    """The gate's metric of all that was scored and has a label, for the champions together and for each challenger."""
+def _measured(wiring: Wiring, home: Home) -> list[dict[str, Any]]:
+    """The gate's metric of all that was scored and has a label, for the champions together and for each challenger.
+
+    Each with the ends of its 95% interval, or None, and the number of rows.
+    """
     spec, metric = wiring.spec, wiring.spec.model.promote.metric
     if spec.labels is None:
         return []
     with open_published(home) as con:
         only = [metric] if metric else None
         metrics = pooled_performance(con, spec.name, by_version=False, only=only, unit=UnitRule.of(spec))
-    return [
-        Measured(row["challenger"] or "champion", *(row[name] for name in ("metric", "value", "low", "high", "rows")))
-        for row in metrics.sort("challenger", nulls_last=False).iter_rows(named=True)
-    ]
+    model = pl.col("challenger").fill_null("champion").alias("model")
+    rows = metrics.sort("challenger", nulls_last=False)
+    return rows.select(model, "metric", "value", "low", "high", "rows").to_dicts()
 
 
 def _segments(wiring: Wiring, home: Home) -> dict[str, int]:

@@ -38,6 +38,7 @@ from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.published import open_published
 
 HASH_DIGITS = 12  # digits of a hash in a table
+GATE = "gate"  # the actor that decides after a training
 DECISION_WIDTH = 150  # characters of a decision in a table; `show` has it in full
 
 
@@ -125,9 +126,11 @@ def list_versions(target: _Target) -> None:
     state = pipeline.published_state()
     registry, champion = state.registry, state.registry.champion(datetime.now(UTC))
     corrected = relabelled(pipeline.history, registry.versions, state.dropped)
-    versions: list[VersionSummary] = []
+    versions, judged_by_gate = list[VersionSummary](), set[str]()
     for version in registry.versions:
         decision = registry.last_decision(version.version)
+        if decision and decision.actor == GATE:
+            judged_by_gate.add(version.version)
         summary = VersionSummary(
             version=version.version,
             serving_period=version.serving_period,
@@ -155,7 +158,9 @@ def list_versions(target: _Target) -> None:
                 version.version,
                 "*" if version.champion else "",
                 *((version.challenger or "",) if challenged else ()),
-                shorten(_decision_of(version), DECISION_WIDTH, placeholder=" …"),
+                shorten(
+                    _decision_of(version, by_gate=version.version in judged_by_gate), DECISION_WIDTH, placeholder=" …"
+                ),
                 version.rows_trained,
                 *(version.metrics.get(name) for name in metrics),
             )
@@ -464,9 +469,9 @@ def _show_decision(decision: Decision, pipeline: Pipeline, *, rescored: bool) ->
             terminal.say(f"  batch-platform run {event.pipeline} --from {first} --to {last}   scores them again")
 
 
-def _decision_of(version: VersionSummary) -> str:
+def _decision_of(version: VersionSummary, *, by_gate: bool) -> str:
     remarks = version.reason.removeprefix(MEETS).removeprefix("; ")
     decision = f"{version.decision}: {remarks}" if remarks else version.decision
-    if version.suspected_leaks and "a leak is suspected" not in decision:  # a person's reason may not say so
+    if version.suspected_leaks and not by_gate:  # the gate's reason says so
         decision += f"; a leak is suspected: {'; '.join(map(str, version.suspected_leaks))}"
     return f"{decision}; its labels were corrected since" if version.labels_corrected else decision

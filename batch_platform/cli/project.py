@@ -178,7 +178,8 @@ class Project:
 
     def pipeline(self, name: str) -> "Wiring":
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
-        self._ask_for(name)
+        if self.is_shipped:
+            ask_for(name)  # a demo is loaded by its name, before anything is
         wiring = self._named(name, self.pipelines, self._loaded[1])
         self.require_same_clocks(wiring.spec)
         return wiring
@@ -196,13 +197,9 @@ class Project:
 
     def declared_as(self, name: str) -> Pipeline:
         """The same pipeline, for commands that start no run."""
-        self._ask_for(name)
-        return self._named(name, self.declared, self.broken)
-
-    def _ask_for(self, name: str) -> None:
-        """Let a shipped demo be loaded by its name, before anything is."""
         if self.is_shipped:
-            ask_for(name)
+            ask_for(name)  # a demo is loaded by its name, before anything is
+        return self._named(name, self.declared, self.broken)
 
     def _named(self, name: str, pipelines: Mapping[str, Named], broken: "Sequence[BrokenPipeline]") -> Named:
         if name not in pipelines and (errors := [item.error for item in broken if item.name == name]):
