@@ -33,8 +33,7 @@ from batch_platform.monitoring.comparison import ROUNDING
 from batch_platform.pipeline.declared import from_environment
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
-from batch_platform.proposal.dated import layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import files_of, layout
 from batch_platform.proposal.instants import ORDERS, DateOrder
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.summary import report_of, sentences

@@ -188,10 +188,6 @@ def unreadable(path: FilePath, error: duckdb.Error, hint: str | None = None) -> 
 
 def _in_database(uri: str, table: str | None) -> Origin:
     """A table of a database; an address with a password is written as the environment variable that holds it."""
-    if uri.partition("://")[0].lower() not in DRIVERS:
-        msg = f"{uri} is an address; a pipeline is proposed from files on this machine."
-        hint = "download it first and name the file, or read it in a source of kind python."
-        raise WrongUseError(msg, hint=hint)
     if table is None:
         msg = "A database has many tables."
         raise WrongUseError(msg, hint="name one, such as --table orders.")

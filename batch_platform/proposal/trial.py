@@ -39,8 +39,7 @@ from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import as_truth, measure
 from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.proposal.choices import DAY_NUMBER, SMALL, Proposal, Windows
-from batch_platform.proposal.dated import Layout
-from batch_platform.proposal.files import THIS, files_of, instant_of
+from batch_platform.proposal.files import THIS, Layout, files_of, instant_of
 from batch_platform.proposal.origin import Origin
 from batch_platform.proposal.survey import Survey
 from batch_platform.warehouse.sql import quoted

@@ -12,8 +12,7 @@ from polars.testing import assert_frame_equal
 
 from batch_platform.proposal import trial
 from batch_platform.proposal.choices import Asked, Proposal, propose
-from batch_platform.proposal.dated import Layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import Layout, files_of
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.survey import survey
 from batch_platform.proposal.trial import (
