@@ -202,7 +202,7 @@ def _never_served(spec: PipelineSpec) -> str | None:
     never = [] if end is None else calendar.within(calendar.first_start, end)
     if not never:
         return None
-    span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
+    span = terminal.ends([partition.key for partition in never])
     if first is not None and serving_calendar(spec) is None:
         reason = f"warm-up, no model has enough to learn from before {first.key}"
     elif first is not None:

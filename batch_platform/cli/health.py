@@ -9,10 +9,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.instance import last_heartbeat
 from batch_platform.cli.project import Project, find_project
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    NothingPublishedError,
-)
+from batch_platform.declaration.errors import BatchPlatformError, NothingPublishedError
 from batch_platform.monitoring.health import Aspect
 from batch_platform.pipeline.health import freshness
 from batch_platform.warehouse.database import require_not_lost

@@ -463,8 +463,9 @@ def _show_decision(decision: Decision, pipeline: Pipeline, *, rescored: bool) ->
         terminal.say(f"  until {_first(pipeline, decision.until)}, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
-        span = first if first == last else f"{first} to {last}"
-        terminal.say(f"  scored by another version: {counted(len(partitions), 'partition')} ({span})")
+        terminal.say(
+            f"  scored by another version: {counted(len(partitions), 'partition')} ({terminal.ends(partitions)})"
+        )
         if not rescored:
             terminal.say(f"  batch-platform run {event.pipeline} --from {first} --to {last}   scores them again")
 

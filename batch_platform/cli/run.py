@@ -219,9 +219,7 @@ def _say_blocked(blocked: Sequence[Item]) -> None:
 
 def warm_up_line(items: Sequence[Item]) -> str:
     """Say in advance which partitions no model will score, since they are what the first one learns from."""
-    count = len(items)
-    first, last = items[0].partition.key, items[-1].partition.key
-    span = first if count == 1 else f"{first} to {last}"
+    count, span = len(items), terminal.ends([item.partition.key for item in items])
     return f"{count:,} partition{' is' if count == 1 else 's are'} warm-up ({span}): {items[0].reason}"
 
 
@@ -236,8 +234,7 @@ def _say_items(step: Step, items: Sequence[Item]) -> None:
 def _say_ranges(verb: str, noun: str, items: Sequence[Item], reason: str = "") -> None:
     for partitions in ranges(item.partition for item in items):
         keys = [partition.key for partition in partitions]
-        span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
-        terminal.say(f"  {verb} {counted(len(keys), noun)} ({span}){reason}")
+        terminal.say(f"  {verb} {counted(len(keys), noun)} ({terminal.ends(keys)}){reason}")
 
 
 @terminal.command("replay", "replay flight_delays", "replay flight_delays --from 2013-03-01 --to 2013-03-31")

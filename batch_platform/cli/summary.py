@@ -242,7 +242,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
         terminal.say(f"  rejected {counted(count, 'row')}: {reason}")
     for group in outcome.left_out[:MOST_SHOWN]:
-        span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
+        span = terminal.ends([group.first, group.last])
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
     show_failed(outcome.failed_checks, calendar)
     _show_findings(outcome, calendar)

@@ -289,15 +289,19 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, sepa
     out.print(table)
 
 
+def ends(keys: Sequence[str]) -> str:
+    """Some keys in one phrase: the only one, or the first and the last."""
+    return keys[0] if keys[0] == keys[-1] else f"{keys[0]} to {keys[-1]}"
+
+
 def span(keys: Sequence[str]) -> str:
     """Some keys in one phrase: the only one, or the first and the last with their number."""
-    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
+    return ends(keys) if len(keys) == 1 else f"{ends(keys)} ({len(keys):,})"
 
 
 def spans(ranges: Sequence[Sequence["Partition"]]) -> str:
     """Ranges of partitions in one phrase: the first and the last key of each, and the number of all partitions."""
-    ends = [(members[0].key, members[-1].key) for members in ranges]
-    shown = first_few([first if first == last else f"{first} to {last}" for first, last in ends])
+    shown = first_few([ends([members[0].key, members[-1].key]) for members in ranges])
     count = sum(map(len, ranges))
     return f"{shown} ({count:,})" if count > 1 else shown
 

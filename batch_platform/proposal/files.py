@@ -20,14 +20,7 @@ from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, v
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.spec import ASSETS
 from batch_platform.declaration.yaml_file import TYPE
-from batch_platform.proposal.choices import (
-    BY_CONTENT,
-    DAY_NUMBER,
-    HELD_OUT,
-    TAKEN_NAMES,
-    Proposal,
-    local_key,
-)
+from batch_platform.proposal.choices import BY_CONTENT, DAY_NUMBER, HELD_OUT, TAKEN_NAMES, Proposal, local_key
 from batch_platform.proposal.origin import Origin, ending_of
 from batch_platform.proposal.survey import Survey, TableColumn
 from batch_platform.sources.files import files_of as files_in

@@ -24,14 +24,7 @@ from batch_platform.sources.drivers import is_sqlite
 from batch_platform.sources.files import ARCHIVE, UNPACK, files_of
 from batch_platform.sources.kind import SourceTable, failure_in
 from batch_platform.sources.known import SOURCE_KINDS
-from batch_platform.sources.objects import (
-    FilePath,
-    ObjectPath,
-    StoreError,
-    file_path,
-    hint_for,
-    store_failure_in,
-)
+from batch_platform.sources.objects import FilePath, ObjectPath, StoreError, file_path, hint_for, store_failure_in
 from batch_platform.sources.text_files import with_any_line_break
 from batch_platform.warehouse.sql import connect, literal
 

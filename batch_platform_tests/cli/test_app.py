@@ -14,17 +14,9 @@ import batch_platform
 from batch_platform.cli.app import COMMANDS, app, explain
 from batch_platform.declaration.errors import DataError
 from batch_platform_tests.harness.checkout import GUIDE
-from batch_platform_tests.harness.command_line import (
-    clean_environment,
-    run_command,
-    write_project,
-)
+from batch_platform_tests.harness.command_line import clean_environment, run_command, write_project
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
-    small_declaration,
-    small_pipeline,
-)
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_declaration, small_pipeline
 
 DAY = "2024-02-10"
 
