@@ -31,7 +31,6 @@ from batch_platform.declaration.model import Model
 from batch_platform.declaration.predictions import DUCKDB, PARQUET, Predictions
 from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import can_train, evaluation_start, training_window
 from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import open_bundle
 from batch_platform.models.fitting import fit
@@ -773,11 +772,13 @@ def test_law_22_windows_are_whole_partitions_in_every_zone(drawn):
     starts = [partition.start for partition in partitions]
     assert len(starts) > 3 * evaluate + delay
     for at in range(3 * evaluate + delay, len(partitions)):
-        window = training_window(spec, starts[at])
+        window = spec.periods.window(starts[at])
         assert window == partitions[at - 3 * evaluate - delay : at - delay], "as many as the window holds"
-        assert evaluation_start(spec, window) == window[-evaluate].start, "as many as are declared"
+        assert spec.periods.evaluation_start(window) == window[-evaluate].start, "as many as are declared"
         least = evaluate + max(evaluate, delay + 1)
-        assert can_train(spec, window[-least:]), "as much to learn from as to evaluate on, and known when that begins"
-        assert not can_train(spec, window[1 - least :])
+        assert spec.periods.can_train(window[-least:]), (
+            "as much to learn from as to evaluate on, and known when that begins"
+        )
+        assert not spec.periods.can_train(window[1 - least :])
         a_week_before = Duration(days=7).before(starts[at], spec.partitions.calendar.zone)
         assert a_week_before < starts[0] or a_week_before in starts

@@ -23,7 +23,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
@@ -78,7 +77,7 @@ def run_command(  # noqa: PLR0913 - the options of the command
 
 def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:
     """Refuse to score what lies before the first serving period: raises WrongUseError."""
-    spec, calendar = wiring.spec, served_calendar(wiring.spec)
+    spec, calendar = wiring.spec, wiring.spec.periods.served
     begin = calendar.holding(calendar.first_start)
     if begin is not None and first.start < begin.start:
         msg = (

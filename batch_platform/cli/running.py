@@ -25,7 +25,6 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError
-from batch_platform.declaration.windows import served_calendar
 from batch_platform.models.declared_model import require_libraries
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.set_apart import error_of
@@ -85,7 +84,7 @@ class Runs:
         """
         if models := plan.of("model", "challengers"):
             require_libraries(self.wiring.spec)  # before any feature is built
-        begin, asked = served_calendar(self.wiring.spec).first_start, set(request.named)
+        begin, asked = self.wiring.spec.periods.served.first_start, set(request.named)
         served = [partition for partition in request.named if partition.start >= begin]
         unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
         self.bring(unserved, {"features": {"force": request.force}})

@@ -14,7 +14,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import counted, listed
-from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.registry import Version
@@ -223,7 +222,7 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
 def _could_serve_from(wiring: Wiring, left: Plan) -> str | None:
     """The first partition of warm-up that a model could be trained for, where one model serves all; None if there is none."""
     spec = wiring.spec
-    if serving_calendar(spec) is not None or spec.partitions.snapshot or (first := first_service(spec)) is None:
+    if spec.periods.serving is not None or spec.partitions.snapshot or (first := spec.periods.first_service) is None:
         return None
     return first.key if any(item.partition.key == first.key for item in left.blocked) else None
 

@@ -25,7 +25,6 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, laun
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.windows import matures, training_window
 from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
@@ -159,8 +158,11 @@ def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
         for item in plan.of("model")
         if any(
             partition.key in broken
-            or (matures(wiring.spec, partition) <= item.partition.start and state.awaited_label_sources(partition))
-            for partition in training_window(wiring.spec, item.partition.start, state.dropped)
+            or (
+                wiring.spec.periods.matures(partition) <= item.partition.start
+                and state.awaited_label_sources(partition)
+            )
+            for partition in wiring.spec.periods.window(item.partition.start, state.dropped)
         )
     }
 
@@ -245,7 +247,7 @@ def _to_train(tick: _Tick) -> list[Item]:
         if item.partition.key not in busy
         and not any(
             partition.key in being_built
-            for partition in training_window(tick.wiring.spec, item.partition.start, tick.dropped)
+            for partition in tick.wiring.spec.periods.window(item.partition.start, tick.dropped)
         )
     ]
 

@@ -25,6 +25,7 @@ from batch_platform.declaration.notation import (
     check_name,
     with_guess,
 )
+from batch_platform.declaration.periods import Periods
 from batch_platform.declaration.predictions import ENDS, Predictions
 from batch_platform.declaration.reporting import Report
 from batch_platform.declaration.retention import Retention
@@ -112,6 +113,14 @@ class PipelineSpec(Block):
         description="Where scoring runs: `local`, or a cluster. Predictions are the same.",
         examples=["local", {"spark": {"master": "spark://host:7077"}}],
     )
+
+    @property
+    def periods(self) -> Periods:
+        """Its serving periods, training windows and the maturity of labels, derived once."""
+        periods = vars(self).get("_periods")
+        if periods is None or periods.spec is not self:  # a copy takes over what its original has derived
+            periods = vars(self)["_periods"] = Periods(self)
+        return periods
 
     @property
     def column_descriptions(self) -> dict[str, str]:

@@ -21,7 +21,6 @@ from batch_platform.declaration.errors import DataError, SourceError, WrongUseEr
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import (
     Fingerprint,
@@ -169,7 +168,7 @@ class History:
         balanced = stratified and self.spec.model.train.sample == "balanced"
         by, later = label if stratified else None, list[pl.DataFrame]()
         fit, not_known = Sample(most, by, balanced=balanced), Sample(most, by, balanced=balanced and most is not None)
-        known_from = {partition.start: matures(self.spec, partition) for partition in window}
+        known_from = {partition.start: self.spec.periods.matures(partition) for partition in window}
         rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
         labelled: pl.Series | None = None
         for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
@@ -69,7 +68,7 @@ class Comparison:
     def tested(self, partition: Partition, staged: Staged, *, registered: bool) -> TestedPartition:
         """Measure a partition that was scored."""
         spec, version, run = self.pipeline.spec, self.versions[partition.key], self.runs.get(partition.key)
-        known_from, counts, notes = matures(spec, partition), staged.counts, list[str]()
+        known_from, counts, notes = spec.periods.matures(partition), staged.counts, list[str]()
         rows_measured, metrics, of_production = 0, dict[str, float](), dict[str, float]()
         if known_from > self.stamp.at:
             notes.append(f"its labels are not known before {known_from:%Y-%m-%d %H:%M} UTC")

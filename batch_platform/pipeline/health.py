@@ -10,7 +10,6 @@ from datetime import datetime
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import deadline, served_calendar
 from batch_platform.declaration.wording import number
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.estimates import estimated_metric
@@ -106,7 +105,7 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
         return Aspect("fresh", None, "nothing is scored yet")
     if partition is None or partition.key in state.scores:
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
-    by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)
+    by = spec.periods.deadline(partition).astimezone(spec.partitions.calendar.zone)
     last = "nothing is scored yet" if newest is None else f"the newest scored partition is {newest}"
     text = f"{partition.key} is not scored, which was expected by {by:%Y-%m-%d %H:%M}; {last}"
     return Aspect("fresh", "fail" if spec.monitoring.fresh_by else "warn", text, partition.key)
@@ -121,11 +120,11 @@ def newest_required(spec: PipelineSpec, state: State, now: datetime) -> Partitio
     if first is None:
         return None
     taken = [run.partition_start for run in state.scores.values()] if spec.partitions.snapshot else []
-    begin = max(first.start, served_calendar(spec).first_start, *taken)
+    begin = max(first.start, spec.periods.served.first_start, *taken)
     for partition in reversed(spec.partitions.calendar.due(now)):
         if partition.start < begin:
             return None
-        if partition.key not in state.dropped and deadline(spec, partition) <= now:
+        if partition.key not in state.dropped and spec.periods.deadline(partition) <= now:
             return partition
     return None
 

@@ -11,7 +11,6 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import NothingPublishedError
-from batch_platform.declaration.windows import matures
 from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
@@ -183,7 +182,7 @@ class StateKeeper:
         if run is None:
             return True
         partition = Partition(run.partition_key, run.partition_start, run.partition_end)
-        return matures(self.history.spec, partition) <= evaluation.evaluated_at
+        return self.history.spec.periods.matures(partition) <= evaluation.evaluated_at
 
 
 def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -> set[str] | None:

@@ -12,16 +12,6 @@ from datetime import datetime
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import (
-    can_train,
-    first_service,
-    matures,
-    served_calendar,
-    serves_from,
-    serving_calendar,
-    serving_periods,
-    training_window,
-)
 from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.retention import why_left
 from batch_platform.pipeline.set_apart import failures_of
@@ -147,7 +137,7 @@ def _due_features(question: Question, learning: Sequence[Item], scoring: _Scorin
     With `recheck`, also those that no model serves and whose sources changed: the next model learns from them.
     """
     spec, state = question.spec, question.state
-    windows = [training_window(spec, item.partition.start, state.dropped) for item in learning]
+    windows = [spec.periods.window(item.partition.start, state.dropped) for item in learning]
     windows.append([partition for partition in question.wanted if partition.key in state.dropped])
     if question.request.recheck:
         current = {key for key, build in state.features.items() if build.code_version == state.features_code_version}
@@ -176,7 +166,7 @@ def _with_features_built_again(question: Question, scoring: _Scoring, features: 
 
 def _servable(question: Question) -> list[Partition]:
     """The wanted partitions that a model can serve."""
-    served_from = served_calendar(question.spec).first_start
+    served_from = question.spec.periods.served.first_start
     return [partition for partition in question.wanted if partition.start >= served_from]
 
 
@@ -242,7 +232,7 @@ def training_asked_for(
         WrongUseError: The key is invalid, or the serving period has not begun.
     """
     question = Question.of(spec, state, PlanRequest(now))
-    calendar = serving_calendar(spec)
+    calendar = spec.periods.serving
     if key is not None:
         period = (calendar or spec.partitions.calendar).named(key)
         if period.start > now:
@@ -251,10 +241,10 @@ def training_asked_for(
     elif not force and (due := due_models(question)):
         return due[-1].partition, due[-1].reason
     elif calendar is not None:
-        period = next(reversed(serving_periods(spec, now)), None)
+        period = next(reversed(spec.periods.begun(now)), None)
     elif force:
         begun = [partition for partition in question.wanted if partition.start <= now][-1:]
-        period = next((last for last in begun if can_train(spec, training_window(spec, last.start))), None)
+        period = next((last for last in begun if spec.periods.can_train(spec.periods.window(last.start))), None)
     else:
         period = single_period(state, now)
     if force:
@@ -266,12 +256,10 @@ def trainings_asked_for(
     spec: PipelineSpec, state: State, now: datetime, *, force: bool
 ) -> list[tuple[Partition, str | None]]:
     """Every serving period that has begun, and why its model is to be trained; see `training_asked_for`."""
-    if serving_calendar(spec) is None:
+    if spec.periods.serving is None:
         period, reason = training_asked_for(spec, state, now, force=force)
         return [] if period is None else [(period, reason)]
-    return [
-        (period, "asked for" if force else _why_trained(spec, state, period)) for period in serving_periods(spec, now)
-    ]
+    return [(period, "asked for" if force else _why_trained(spec, state, period)) for period in spec.periods.begun(now)]
 
 
 def _why_trained(spec: PipelineSpec, state: State, period: Partition) -> str | None:
@@ -301,7 +289,7 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
     due, blocked, stale = list[Item](), list[Item](), dict[str, str]()
     rescore = named is not None or spec.predictions.rescore != "never"
     starts = sorted(item.partition.start for item in models)
-    served_from = served_calendar(spec).first_start
+    served_from = spec.periods.served.first_start
     for partition in question.wanted:  # also those that were scored when serving periods began earlier
         run, is_served = state.scores.get(partition.key), partition.start >= served_from
         if run is None and not is_served:
@@ -334,7 +322,7 @@ def _due_predictions(question: Question, models: Sequence[Item], named: Version 
 
 def _unserved(spec: PipelineSpec, registry: Registry, partition: Partition) -> str:
     """Say that no model serves a partition, and since when, or what was decided of the newest version that could."""
-    served_from = served_calendar(spec).first_start
+    served_from = spec.periods.served.first_start
     if partition.start < served_from:
         first = spec.partitions.calendar.around(served_from).key
         return (
@@ -351,12 +339,12 @@ def _unserved(spec: PipelineSpec, registry: Registry, partition: Partition) -> s
 
 def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] = ()) -> Partition | None:
     """The serving period of the first model: of the only one it is the one trained or due, else the first that can be."""
-    if serving_calendar(spec) is None and not spec.partitions.snapshot:
+    if spec.periods.serving is None and not spec.partitions.snapshot:
         trained = [Partition(it.serving_period, it.serving_start, it.serving_start) for it in registry.of_model]
         periods = [*trained, *(item.partition for item in models)]
         if periods:
             return min(periods, key=lambda period: period.start)
-    return first_service(spec)
+    return spec.periods.first_service
 
 
 def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[Item]) -> list[Item]:
@@ -365,14 +353,14 @@ def _with_warm_up(question: Question, models: Sequence[Item], blocked: Sequence[
     What was scored before the first serving period, as the pipeline was once declared, stays as it is.
     """
     spec, state = question.spec, question.state
-    served_from = served_calendar(spec).first_start
+    served_from = spec.periods.served.first_start
     early = [item for item in question.wanted if item.start < served_from and item.key not in state.scores]
     blocked = [*(Item("predictions", partition, "no model serves it") for partition in early), *blocked]
     first = first_served(spec, state.registry, models) if blocked else None
     if first is None:
         return blocked
     return [
-        replace(item, reason=serves_from(spec, first), warm_up=True)
+        replace(item, reason=spec.periods.serves_from(first), warm_up=True)
         if item.partition.start < first.start and item.partition.key not in state.scores
         else item
         for item in blocked
@@ -383,7 +371,7 @@ def awaited_labels(
     spec: PipelineSpec, partition: Partition, now: datetime, sources: Callable[[Partition], Sequence[str]]
 ) -> str | None:
     """Say what the evaluation of a partition waits for: until its labels are mature, or for those `sources` to have a file."""
-    known = matures(spec, partition)
+    known = spec.periods.matures(partition)
     if known > now:
         return f"{'it does not end' if spec.labels is None else 'its labels are not known'} before {known:%Y-%m-%d %H:%M} UTC"
     if names := sources(partition):
@@ -395,7 +383,7 @@ def require_labels(
     spec: PipelineSpec, period: Partition, window: Iterable[Partition], sources: Callable[[Partition], Sequence[str]]
 ) -> None:
     """Refuse to train where `sources` lack files of mature labels; the DataError names all of them."""
-    mature = [partition for partition in window if matures(spec, partition) <= period.start]
+    mature = [partition for partition in window if spec.periods.matures(partition) <= period.start]
     lacking = {partition.key: names for partition in mature if (names := sources(partition))}
     if spec.labels is None or not lacking:
         return
@@ -416,7 +404,7 @@ def _due_performance(question: Question, scoring: _Scoring) -> tuple[list[Item],
     spec, state, scored = question.spec, question.state, scoring.keys
     due, awaiting = list[Item](), dict[str, str]()
     for partition in _servable(question):
-        if matures(spec, partition) > question.now:
+        if spec.periods.matures(partition) > question.now:
             continue
         reason = "scored" if partition.key in scored else _evaluation_due(state, partition)
         if reason is None:

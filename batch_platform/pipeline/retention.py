@@ -11,7 +11,6 @@ from itertools import takewhile
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import matures, serving_calendar, serving_periods, training_window
 from batch_platform.pipeline.state import State
 
 Expired = Mapping[RetentionKind, Sequence[Partition]]
@@ -44,12 +43,12 @@ def why_left(spec: PipelineSpec, old: Expired) -> dict[str, str]:
 
 def _awaits_labels(spec: PipelineSpec, state: State, partition: Partition, now: datetime) -> bool:
     is_measured = spec.labels is None or partition.key not in state.scores or partition.key in state.evaluations
-    return matures(spec, partition) > now or not is_measured
+    return spec.periods.matures(partition) > now or not is_measured
 
 
 def _learned_from(spec: PipelineSpec, now: datetime) -> list[Partition]:
     """The training window of the newest model, which begins before those of all later ones; empty if there is none yet."""
-    if serving_calendar(spec) is None:
-        return training_window(spec, now)
-    periods = serving_periods(spec, now)
-    return training_window(spec, periods[-1].start) if periods else []
+    if spec.periods.serving is None:
+        return spec.periods.window(now)
+    periods = spec.periods.begun(now)
+    return spec.periods.window(periods[-1].start) if periods else []

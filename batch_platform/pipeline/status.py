@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.catalogue import FailedCheck
 from batch_platform.monitoring.health import Health
@@ -171,7 +170,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
         models_ahead=[]
-        if serving_calendar(spec) is None
+        if spec.periods.serving is None
         else [item.partition.key for item in plan.of("model") if not ended or item.partition.start > ended[-1].start],
         ended=calendar.end_key if calendar.ended(now) else None,
         only_in_dagster=sorted(in_dagster - committed - plan.expired.keys()),

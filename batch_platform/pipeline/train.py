@@ -24,7 +24,6 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
 from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
@@ -113,7 +112,7 @@ class TrainingStep:
         except (OSError, MemoryError, IntegrityError, WarehouseError):
             raise
         except Exception as error:
-            registry, single = self.state.registry, serving_calendar(spec) is None
+            registry, single = self.state.registry, spec.periods.serving is None
             if not params and (registry.of_model if single else registry.newest_of(period.key)):
                 with self.warehouse.transaction() as con:
                     record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
@@ -131,7 +130,7 @@ class TrainingStep:
     def _require_window(self, period: Partition) -> None:
         """Refuse to train without some partitions of the training window, and name them."""
         spec, name, state = self.history.spec, self.history.spec.name, self.state
-        window = training_window(spec, period.start, state.dropped)
+        window = spec.periods.window(period.start, state.dropped)
         if lacking := [partition.key for partition in window if partition.key not in state.features]:
             msg = (
                 f"{name}, serving period {period.key}: the model is not trained, since the features of "
@@ -236,7 +235,7 @@ class TrainingStep:
         """
         history, period, stamp = self.history, training.period, self.stamp
         spec, data = history.spec, None if model is None else model.data
-        window = training_window(spec, period.start, self.state.dropped)  # its features are built
+        window = spec.periods.window(period.start, self.state.dropped)  # its features are built
         opponent = self.state.registry.champion(period.start)
         if model is not None and model.decision.action == "approved":
             opponent = model.version

@@ -14,13 +14,6 @@ from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import (
-    can_train,
-    matures,
-    serving_calendar,
-    serving_periods,
-    training_window,
-)
 from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
 from batch_platform.pipeline.state import State, features_due
@@ -117,7 +110,7 @@ def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) ->
 
     Where there is only one model, those for later periods too, since any of them may be the newest; of snapshots, all.
     """
-    if serving_calendar(spec) is None:
+    if spec.periods.serving is None:
         named = spec.partitions.calendar.named
         since = None if spec.partitions.snapshot else named(serving_period).start
         return [
@@ -135,10 +128,10 @@ def due_models(question: Question) -> list[Item]:
     newest one of these is not trained again if there is a model of a later one.
     """
     spec, state, failed = question.spec, question.state, question.request.failed_models
-    if serving_calendar(spec) is None:
+    if spec.periods.serving is None:
         return due_single_model(question)
     trained = {version.serving_period: version for version in state.registry.of_model}  # the newest one of each
-    periods, everything = serving_periods(spec, question.now), question.request.only is None
+    periods, everything = spec.periods.begun(question.now), question.request.only is None
     if not everything:
         begins = [period.start for period in periods]
         served = {bisect_right(begins, partition.start) for partition in question.wanted}
@@ -146,7 +139,7 @@ def due_models(question: Question) -> list[Item]:
     has_later = any(version.serving_start > periods[-1].start for version in trained.values()) if periods else True
     newest = None if has_later else periods[-1].key
     if gone := {*question.old.get("features", ())}:  # retention removes them
-        periods = [period for period in periods if gone.isdisjoint(training_window(spec, period.start))]
+        periods = [period for period in periods if gone.isdisjoint(spec.periods.window(period.start))]
     asked = {newest} | state.refused_on.keys()
     asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}
     asked &= trained.keys() - failed
@@ -200,8 +193,8 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     """
     newest, trainings = state.registry.newest_of(period.key), trainings_of(spec, state.registry, period.key)
     failed = bool(trainings) and trainings[-1].version is None
-    window = training_window(spec, period.start, state.dropped)
-    if newest is None or not can_train(spec, window):
+    window = spec.periods.window(period.start, state.dropped)
+    if newest is None or not spec.periods.can_train(window):
         return None
     standing = {(failure.step, failure.partition_key) for failure in state.standing_failures}
     if (known := knows_too_much(spec, newest)) is not None:
@@ -262,12 +255,12 @@ def _first_served(question: Question) -> Partition | None:
     spec, request = question.spec, question.request
     candidates = [partition for partition in question.wanted if partition.start <= question.now]
     if not request.serve_all and spec.model.import_ is None:
-        mature = [partition for partition in candidates if matures(spec, partition) <= question.now]
+        mature = [partition for partition in candidates if spec.periods.matures(partition) <= question.now]
         candidates = [*mature[-1:], *candidates[-1:]]
     trainable = (
         _begins_with(partition)
         for partition in candidates
-        if partition.key not in request.failed_models and can_train(spec, training_window(spec, partition.start))
+        if partition.key not in request.failed_models and spec.periods.can_train(spec.periods.window(partition.start))
     )
     return next(trainable, None)
 
@@ -288,7 +281,7 @@ def due_challengers(question: Question) -> list[Item]:
     spec, state = question.spec, question.state
     if not any(challenger.version is None for challenger in spec.challengers):
         return []
-    calendar = serving_calendar(spec)
+    calendar = spec.periods.serving
     starts = {version.serving_period: version.serving_start for version in state.registry.of_model}
     periods = sorted((start, key) for key, start in starts.items() if start <= question.now)
     begins = [start for start, _ in periods]

@@ -10,7 +10,6 @@ from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
-from batch_platform.declaration.windows import evaluation_start, first_service, serves_from, training_window
 from batch_platform_tests.harness.declared_keys import OTHER_OF_TWO, given_keys, keys_of
 from batch_platform_tests.harness.refusal import refusal
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
@@ -381,19 +380,19 @@ def test_windows_may_be_months_and_years_of_the_calendar(evaluate, start):
         partitions={"every": "month", "start": "2020-01-01", "end": None},
         model={"train": {"every": "month", "evaluate": evaluate, "window": "3 years"}},
     )
-    window = training_window(spec, datetime(2024, 1, 31, 23, tzinfo=UTC))
+    window = spec.periods.window(datetime(2024, 1, 31, 23, tzinfo=UTC))
     assert (window[0].key, window[-1].key) == ("2021-02-01", "2023-12-01")
-    assert evaluation_start(spec, window) == spec.partitions.calendar.named(start).start
+    assert spec.periods.evaluation_start(window) == spec.partitions.calendar.named(start).start
 
 
 def test_a_first_model_later_than_declared_says_why():
     early = small_spec(model={"train": {"every": "week", "start": "2024-01-08"}})
-    first = first_service(early)
-    assert serves_from(early, first) == (
+    first = early.periods.first_service
+    assert early.periods.serves_from(first) == (
         "the first model serves from 2024-01-22, since too few labels are known at model.train.start (2024-01-08)"
     )
     late = small_spec(model={"train": {"every": "week", "start": "2024-01-22"}})
-    assert serves_from(late, first_service(late)) == "the first model serves from 2024-01-22"
+    assert late.periods.serves_from(late.periods.first_service) == "the first model serves from 2024-01-22"
 
 
 def test_a_window_in_which_no_label_is_known_when_the_evaluation_rows_begin_is_refused():

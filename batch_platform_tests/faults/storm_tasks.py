@@ -18,7 +18,6 @@ import duckdb
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.explaining import LOST_FILE, explained
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.operations import cleanup
 from batch_platform.pipeline.backtest import backtest
@@ -119,7 +118,7 @@ def _replay(of: Work, _: random.Random) -> None:
 
 def _train(of: Work, chance: random.Random) -> None:
     pipeline = of.declared()
-    period = serving_calendar(pipeline.spec).named(PERIOD)
+    period = pipeline.spec.periods.serving.named(PERIOD)
     pipeline.train(period, of.stamp(), params={"max_iter": chance.randint(2, 9)})
     pipeline.publish()
 

@@ -15,7 +15,6 @@ import batch_platform
 from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.model import Promote
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.gate import is_refused
 from batch_platform.models.promotion import Maker, promote, roll_back
@@ -33,7 +32,7 @@ UNSEEN = {"refit": False}  # so that a champion of the same serving period has n
 
 
 def retrain(pipeline: Pipeline, **params):
-    period = serving_calendar(pipeline.spec).named("2024-02-01")
+    period = pipeline.spec.periods.serving.named("2024-02-01")
     return pipeline.train(period, Stamp("again", NOW), params=params)
 
 
@@ -158,7 +157,7 @@ def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
 def rebuilt(tmp_path, events: pl.DataFrame, model: dict, features: dict) -> Pipeline:
     """The pipeline after its events of January were replaced; they are not scored again."""
     later = small_pipeline(tmp_path, events=events, model=model, features=features)
-    january = serving_calendar(later.spec).named("2024-02-01").start
+    january = later.spec.periods.serving.named("2024-02-01").start
     window = later.spec.partitions.calendar.within(later.spec.partitions.calendar.first_start, january)
     list(later.build_features(window, Stamp("again", NOW), force=True))
     return later

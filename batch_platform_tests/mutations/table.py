@@ -32,9 +32,9 @@ MUTATIONS = (
     # Windows and calendar
     Mutation(
         "a training window leaves out the partition whose labels mature at its boundary",
-        "declaration/windows.py",
-        "inside[: bisect_right(inside, serving_start, key=lambda partition: matures(spec, partition))]",
-        "[partition for partition in inside if matures(spec, partition) < serving_start]",
+        "declaration/periods.py",
+        "inside[: bisect_right(inside, serving_start, key=self.matures)]",
+        "[partition for partition in inside if self.matures(partition) < serving_start]",
         ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
@@ -68,9 +68,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the delay of labels counts from the start of a partition",
-        "declaration/windows.py",
-        "spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)",
-        "spec.labels.maturity.after(partition.start, spec.partitions.calendar.zone)",
+        "declaration/periods.py",
+        "self.spec.labels.maturity.after(partition.end, self.calendar.zone)",
+        "self.spec.labels.maturity.after(partition.start, self.calendar.zone)",
         ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
@@ -183,8 +183,8 @@ MUTATIONS = (
     Mutation(
         "predictions expire although they were never measured",
         "pipeline/retention.py",
-        "return matures(spec, partition) > now or not is_measured",
-        "return matures(spec, partition) > now",
+        "return spec.periods.matures(partition) > now or not is_measured",
+        "return spec.periods.matures(partition) > now",
         ("pipeline/test_retention.py",),
     ),
     Mutation(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from batch_platform.declaration.windows import deadline
 from batch_platform.monitoring.catalogue import read_failed_checks
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.measures.health import EMPTY, volume
@@ -120,7 +119,7 @@ def test_a_source_whose_file_is_gone_fails(tmp_path):
 def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():
     def by(fresh_by, key="2024-03-30", **partitions):
         spec = small_spec(partitions={"end": None, **partitions}, monitoring={"fresh_by": fresh_by})
-        return deadline(spec, spec.partitions.calendar.named(key)).isoformat()
+        return spec.periods.deadline(spec.partitions.calendar.named(key)).isoformat()
 
     assert by("07:00") == "2024-03-31T05:00:00+00:00", "on the clocks of summer"
     assert by("00:00") == "2024-03-31T22:00:00+00:00"

@@ -14,7 +14,6 @@ from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures, serving_periods
 from batch_platform.models.registry import Registry
 from batch_platform.pipeline.inputs import Inputs
 from batch_platform.pipeline.pipeline import Pipeline
@@ -331,11 +330,11 @@ def versions(folder: Path, overrides: Overrides) -> dict[str, object]:
         "pipeline": spec.name,
         "partitions": calendar.due(NOW),
         "features": (builder.code_version, builder.sources.versions(first, functions)),
-        "periods": serving_periods(spec, NOW),
+        "periods": spec.periods.begun(NOW),
         "model": declared_now(spec, state),
         "challengers": {it.name: it.fingerprint for it in spec.challengers},
         "predictions": (pipeline.scoring_code_version, rule_text(spec.predictions.decide)),
-        "performance": ([matures(spec, it) for it in calendar.due(NOW)], state.inputs.measured),
+        "performance": ([spec.periods.matures(it) for it in calendar.due(NOW)], state.inputs.measured),
         "deliveries": {it.name: it.digest for it in spec.predictions.deliver},
     }
 

@@ -12,7 +12,6 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import can_train, evaluation_start, matures, serving_periods, training_window
 from batch_platform.delivery.ledger import Delivered
 from batch_platform.models.registry import Promotion, Registry, Version
 from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, training_asked_for
@@ -58,12 +57,12 @@ def carried_out(  # noqa: PLR0913 - what is carried out, and how it ends
                 "small", key, 1, f"{key} {seq}", 1, state.features_code_version, sources, NOW, "run"
             )
         elif item.step == "model":
-            window = training_window(spec, item.partition.start)
+            window = spec.periods.window(item.partition.start)
             for partition in window:
                 assert features_due(replace(state, features=features), partition) is None, (
                     "features come before the model"
                 )
-            declared, is_short = declared_now(spec, state), not can_train(spec, window)
+            declared, is_short = declared_now(spec, state), not spec.periods.can_train(window)
             failed = is_short or (failing and registry.newest_of(key) is not None)
             found[key] = {partition.key: features[partition.key].sha256 for partition in window}
             outcome = (None, "it failed") if failed else (f"{key} {seq}", None)
@@ -234,7 +233,7 @@ def test_performance_waits_until_labels_are_known():
     plan = make_plan(spec, EMPTY, PlanRequest(now))
     assert plan.of("performance")[-1].partition.key == "2024-02-05"
     calendar = spec.partitions.calendar
-    assert matures(spec, calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
+    assert spec.periods.matures(calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
     asked_for = [awaited_labels(spec, calendar.named(f"2024-02-{day}"), now, lambda _: []) for day in ("05", "06")]
     assert asked_for == [None, "its labels are not known before 2024-02-15 23:00 UTC"]
 
@@ -301,7 +300,7 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
     spec, early = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
     (model,) = make_plan(spec, EMPTY, PlanRequest(early)).of("model")
     assert model.partition.key == "2024-02-08", "of 9 February the labels are known a day later"
-    assert [day.key for day in training_window(spec, model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
+    assert [day.key for day in spec.periods.window(model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(early)))
     assert sorted(state.scores) == ["2024-02-08", "2024-02-09"]
     later = make_plan(spec, state, PlanRequest(NOW))
@@ -350,7 +349,7 @@ def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
     plan = make_plan(spec, EMPTY, PlanRequest(NOW, [calendar.named("2024-02-20")]))
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-18"]
     assert [item.partition.key for item in plan.of("predictions", "performance")] == ["2024-02-20", "2024-02-20"]
-    needed = {p.key for p in training_window(spec, calendar.named("2024-02-18").start)} | {"2024-02-20"}
+    needed = {p.key for p in spec.periods.window(calendar.named("2024-02-18").start)} | {"2024-02-20"}
     assert {item.partition.key for item in plan.of("features")} == needed
 
 
@@ -367,19 +366,19 @@ def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
 def test_a_window_ends_with_the_labels_known_at_its_boundary(window, delay, first, last):
     spec = small_spec(labels={"delay": delay}, model={"train": {"window": window, "evaluate": "3 days"}})
     boundary = spec.partitions.calendar.named("2024-02-01").start
-    window = training_window(spec, boundary)
+    window = spec.periods.window(boundary)
     assert (window[0].key, window[-1].key) == (first, last)
-    assert evaluation_start(spec, window) == window[-3].start
+    assert spec.periods.evaluation_start(window) == window[-3].start
 
 
 @given(st.sampled_from(sorted(SPECS)), st.integers(0, 70))
 def test_law_5_a_training_window_holds_nothing_that_is_not_known_at_its_boundary(name, day):
     spec = SPECS[name]
     boundary = datetime(2024, 1, 1, 3, tzinfo=UTC) + timedelta(days=day)
-    window = training_window(spec, boundary)
-    assert all(partition.end <= boundary and matures(spec, partition) <= boundary for partition in window)
-    if can_train(spec, window):
-        assert window[0].start < evaluation_start(spec, window) < window[-1].end
+    window = spec.periods.window(boundary)
+    assert all(partition.end <= boundary and spec.periods.matures(partition) <= boundary for partition in window)
+    if spec.periods.can_train(window):
+        assert window[0].start < spec.periods.evaluation_start(window) < window[-1].end
 
 
 def planned(spec: PipelineSpec, state: State) -> list[tuple[str, str]]:
@@ -393,7 +392,7 @@ def finished(spec: PipelineSpec) -> State:
 def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other():
     spec = SPECS["weekly models"]
     state = finished(spec)
-    newest = serving_periods(spec, NOW)[-1]
+    newest = spec.periods.begun(NOW)[-1]
     assert len(state.registry.versions) > 2
     changed_spec = with_params(spec, max_iter=9)
     assert planned(changed_spec, state) == [(newest.key, "the declared parameters changed")]

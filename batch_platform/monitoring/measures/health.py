@@ -13,7 +13,6 @@ import duckdb
 
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import oldest_champion
 from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Judged, Measure, rounded
 from batch_platform.monitoring.usual import (
@@ -88,7 +87,7 @@ def rejected_share(past: Past, run: ScoreRun) -> Aspect:
 
 def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     """Judge whether a version does not score for longer than is allowed after the start of its serving period."""
-    age, oldest = max(timedelta(), at - version.serving_start), oldest_champion(spec)
+    age, oldest = max(timedelta(), at - version.serving_start), spec.periods.oldest_champion
     days = age / timedelta(days=1)
     text = f"the model is {counted(round(days), 'day')} old"
     if oldest is None:
@@ -196,7 +195,7 @@ def _worst_share(judged: Mapping[str, JudgedRun]) -> str:
 
 
 def _check_champion_age(spec: PipelineSpec) -> Check[JudgedRun] | None:
-    oldest = oldest_champion(spec)
+    oldest = spec.periods.oldest_champion
     if oldest is None:
         return None
     return _judged_alone(
