@@ -274,8 +274,8 @@ def gc_command(  # noqa: PLR0913 - the options of the command
     for name, orphan in orphans.items():
         gone = " removed" if name in dropped and not dry_run else ""
         terminal.say(f"{name}: no pipeline of this project;{gone} {_held(orphan)}")
-    if kept := [name for name in orphans if name not in dropped]:
-        terminal.say(f"batch-platform gc --drop {kept[0]} removes it for good.")
+    if left := [name for name in orphans if name not in dropped]:
+        terminal.say(f"batch-platform gc --drop {left[0]} removes it for good.")
 
 
 def _confirmed(dropped: Sequence[str], orphans: Mapping[str, HeldPipeline], *, asks: bool) -> bool:

@@ -285,8 +285,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         own, other = map(measure, shared)
         values |= {f"metrics.{name}": (own.get(name), other.get(name)) for name in own | other}
     facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
-    told = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
-    terminal.report({**facts, "verdict": told})
+    judged = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
+    terminal.report({**facts, "verdict": judged})
     known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)

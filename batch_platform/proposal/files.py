@@ -313,8 +313,8 @@ def _keys(proposal: Proposal, places: Sequence[str], order: str) -> list[tuple[s
     time = proposal.time
     if ROW_HASH in places:
         # A column of integers may be read as one of other numbers once later rows are.
-        held = [column for column in (time, *proposal.features) if column is not None]
-        names = [(instant_of(column) if column.made_of else _value(column), column.holds) for column in held]
+        hashed = [column for column in (time, *proposal.features) if column is not None]
+        names = [(instant_of(column) if column.made_of else _value(column), column.holds) for column in hashed]
         values = ", ".join(f"CAST({name} AS DOUBLE)" if holds == "integer" else name for name, holds in names)
         return [
             (f"md5(CAST(ROW({values}) AS VARCHAR)) AS {ROW_HASH}", "names a row by what is known about it, and"),
