@@ -40,8 +40,8 @@ from batch_platform.operations.cleanup import find_garbage, remove_garbage
 from batch_platform.operations.drop import drop_partitions, drop_pipelines
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
@@ -574,7 +574,7 @@ def test_law_17_the_order_of_rows_changes_no_training_data(tmp_path):
     pl.concat([late, rows.sample(fraction=1, shuffle=True, seed=1)]).write_csv(file)
     pipeline = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)  # which remembers no labels
     assert learned().equals(before)
-    assert pipeline.state(recheck=True).changed.keys() == set(
+    assert pipeline.state(recheck=True).seen.changed.keys() == set(
         late["ts"].dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
     )
     list(pipeline.build_features(window, STAMP))

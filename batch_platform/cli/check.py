@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -25,19 +24,16 @@ from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.delivery.known import require_sinks
-from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.refinements.known import declared
 from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.staging import staging_folder
-
-if TYPE_CHECKING:
-    from batch_platform.features.query import Query
 
 
 @terminal.command("check", "check", "check --time-travel --partitions 10")
@@ -162,7 +158,7 @@ def _named_of_features(spec: PipelineSpec) -> list[str]:
 
 def _try_query(
     pipeline: Pipeline,
-    query: "Query | SparkQuery | None",
+    query: Query | SparkQuery | None,
     partition: Partition,
     sources: Collection[str],
     named: Sequence[str],

@@ -23,7 +23,7 @@ from batch_platform.monitoring.units import UnitRule
 from batch_platform.operations.export import require_writable
 from batch_platform.pipeline.declared import read_declared
 from batch_platform.pipeline.shipped import FLIGHTS, FOLDER, MODULE, shipped
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 

@@ -33,7 +33,7 @@ from batch_platform.operations.drop import (
 from batch_platform.operations.erase import erase_subject, held_subject
 from batch_platform.operations.subjects import HeldSubject
 from batch_platform.pipeline.former_partitions import former_partitions
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.dropping import HeldPipeline
 from batch_platform.warehouse.home import HOME_VARIABLE
 

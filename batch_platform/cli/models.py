@@ -31,8 +31,8 @@ from batch_platform.monitoring.metrics import default_metric, lower_is_better, m
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import relabelled
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import relabelled
 from batch_platform.reports.card import card_of, since_it_serves
 from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.published import open_published

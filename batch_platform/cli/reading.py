@@ -27,7 +27,7 @@ from batch_platform.operations.trace import (
     trace,
     with_source_rows,
 )
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 from batch_platform.reports.report import write_report
 from batch_platform.scoring.rejected_rows import RejectedRow, Rejections, rejections
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA

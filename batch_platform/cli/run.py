@@ -26,11 +26,11 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
-from batch_platform.pipeline.plan import Plan, make_plan, remaining
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, TASKS, Item, Step, ranges
-from batch_platform.pipeline.unserved import unserved_error
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.holds import unserved_error
+from batch_platform.planning.plan import Plan, make_plan, remaining
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import STEPS, TASKS, Item, Step, ranges
 
 
 @terminal.command("run", "run flight_delays", "run flight_delays --from 2013-03-01 --to 2013-03-31")
@@ -138,7 +138,7 @@ def _prepared(wiring: Wiring, instance: dg.DagsterInstance, request: PlanRequest
     pipeline = wiring.pipeline()
     state = pipeline.state(recheck=request.recheck)
     require_no_former_partitions(wiring.spec, state.scores.values())
-    for key in sorted(state.gone)[:1]:
+    for key in sorted(state.seen.gone)[:1]:
         partition = wiring.spec.partitions.calendar.named(key)
         pipeline.builder.sources.require_reachable(partition, pipeline.builder.feature_sources)
     pipeline.publish()
@@ -190,12 +190,12 @@ def _announce(wiring: Wiring, request: PlanRequest, state: State, plan: Plan, se
         terminal.say(f"{name}: nothing can be scored")
     else:
         unserved = any(not item.warm_up for item in plan.blocked)
-        known = ", as far as its sources could be looked at" if state.unread else ""
+        known = ", as far as its sources could be looked at" if state.seen.unread else ""
         terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date{known}.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
-    for error in state.unread.values():
+    for error in state.seen.unread.values():
         terminal.say(f"  not looked at: {error}")
     for step in STEPS:
         _say_items(step, plan.of(step))

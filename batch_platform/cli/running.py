@@ -26,11 +26,11 @@ from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError
 from batch_platform.models.declared_model import require_libraries
-from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.set_apart import error_of
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import Item, Step, ranges, requests
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import Item, Step, ranges, requests
 
 MOST_PARTITIONS = 1_000  # partitions of a run, if nothing else is declared: the UI takes 18 s to open one of 8,000
 

@@ -21,9 +21,9 @@ from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.measured import published_failed_checks
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import Plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import ranges
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.failures import Failure
 
@@ -118,9 +118,9 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         if asked and it.start >= asked[-1].end and it.key not in left_alone
     ]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
-        partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
+        partition.key: [f"{state.seen.gone[partition.key]}; what was made from it stays"]
         for partition in asked
-        if partition.key in state.gone
+        if partition.key in state.seen.gone
     }
     failed_checks = published_failed_checks(home, pipeline.spec) if run_ids else []
     return RunSummary(

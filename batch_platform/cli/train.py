@@ -16,11 +16,12 @@ from batch_platform.cli.summary import TrainedModel, trained_model
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.plan import make_plan, training_asked_for, trainings_asked_for
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import TASKS, ranges
 from batch_platform.pipeline.training import require_trainable
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import TASKS, ranges
+from batch_platform.planning.trainings import training_asked_for, trainings_asked_for
 
 
 @terminal.command("train", "train flight_delays", "train flight_delays --period 2013-06-01 --force")

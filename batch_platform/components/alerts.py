@@ -31,9 +31,9 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ALARMS
 from batch_platform.pipeline.health import freshness
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.steps import ASSET_OF, ranges
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.steps import ASSET_OF, ranges
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
 from batch_platform.warehouse.published import reading_published

@@ -14,8 +14,8 @@ from batch_platform.components.wiring import Wiring, now
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.redaction import redact
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.state import undelivered
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.request import PlanRequest
 
 
 class DeliveryConfig(dg.Config):

@@ -19,10 +19,11 @@ from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan, remaining, training_asked_for
 from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
-from batch_platform.pipeline.state import features_due, with_snapshots_over
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import features_due, with_snapshots_over
+from batch_platform.planning.plan import make_plan, remaining
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.trainings import training_asked_for
 from batch_platform.warehouse.lock import folder_locked
 
 

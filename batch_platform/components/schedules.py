@@ -25,10 +25,10 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, laun
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.pipeline.plan import Plan, make_plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import STEPS, Item, Request, Step, requests
 from batch_platform.warehouse.marks import current_copy
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
@@ -143,7 +143,7 @@ def _look_at(looks: _Looks, duty: Duty, context: dg.ScheduleEvaluationContext) -
         plan=make_plan(wiring.spec, state, PlanRequest(now, failed_models=failed_models)) if failed_models else retried,
         retried=retried,
         dropped=frozenset(state.dropped),
-        unread=[str(error) for error in state.unread.values()],
+        unread=[str(error) for error in state.seen.unread.values()],
         held=held,
         failed=failed,
         evaluated_at=now.isoformat(),
@@ -160,7 +160,7 @@ def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
             partition.key in broken
             or (
                 wiring.spec.periods.matures(partition) <= item.partition.start
-                and state.awaited_label_sources(partition)
+                and state.seen.awaited_label_sources(partition)
             )
             for partition in wiring.spec.periods.window(item.partition.start, state.dropped)
         )

@@ -17,7 +17,7 @@ from batch_platform.declaration.databases import DeliveredTable
 from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import listed
 from batch_platform.delivery.sink import BATCH_ROWS, NESTED, Sink, Target
-from batch_platform.sources.drivers import Driver, driver_of, postgresql_uri, reason_of, sqlite_uri
+from batch_platform.sources.adbc import Driver, driver_of, postgresql_uri, reason_of, sqlite_uri
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:

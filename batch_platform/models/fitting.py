@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model, Predictions
 from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
-from batch_platform.features.sample import class_counts, equal_shares
+from batch_platform.features.training_data import class_counts, equal_shares
 from batch_platform.kernels.forest.compiled import Proof, prove
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.kernels.predictor import Predictor

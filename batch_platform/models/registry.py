@@ -6,8 +6,8 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
@@ -64,6 +64,8 @@ class Registry:
     promotions: Sequence[Promotion] = ()  # order of time, as the trainings
     challenger_trainings: Sequence[ChallengerTraining] = ()
     model_trainings: Sequence[ModelTraining] = ()
+    # Hashes of the features as the last training found them, by each serving period in which it gave no model; see `fruitless`.
+    refused_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
 
     def last_decision(self, version: str) -> Promotion | None:
         """The last decision on a version."""

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.threads import threads
-from batch_platform.features.sample import SEED
-from batch_platform.features.training_data import ENTITY, PARTITION_START, TrainingData, known_at
+from batch_platform.features.training_data import ENTITY, PARTITION_START, SEED, TrainingData, known_at
 from batch_platform.kernels.native_threads import one_thread, one_thread_here
 from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_search, make_estimator

@@ -21,7 +21,7 @@ from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.models.registry import Promotion, Registry, Version, read_registry, record_decisions
 from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.retention import expired
+from batch_platform.planning.retention import expired
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import delete_rows, old_rows

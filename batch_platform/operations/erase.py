@@ -24,7 +24,7 @@ from batch_platform.operations.remains import remains_of, texts_of
 from batch_platform.operations.subjects import FoundRows, HeldSubject, SubjectRows, find_rows, read_file
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import undelivered
+from batch_platform.planning.artifacts import undelivered
 from batch_platform.warehouse.compacting import leave_mark, require_wiped
 from batch_platform.warehouse.erasures import ErasedSubjects, Erasure, read_erasures, record_erasure, subject_hash
 from batch_platform.warehouse.home import feature_file_name

@@ -28,7 +28,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.origins import Lineage
 from batch_platform.features.row_checks import instants
 from batch_platform.kernels.forest.ensembles import NotCompilableError
 from batch_platform.models.bundle import OpenVersion

@@ -10,7 +10,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import read_registry
-from batch_platform.pipeline.plan import first_served
+from batch_platform.planning.trainings import first_served
 from batch_platform.warehouse.erasures import read_erasures, subject_hash
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from batch_platform.declaration.errors import IntegrityError, WrongUseError
 from batch_platform.models.bundle import require_unchanged
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 
 
 def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
@@ -13,7 +13,7 @@ def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
 
     A file may be missing of a partition that is not scored, which builds it again, or no longer declared, whose file `gc` removes.
     """
-    for key, build in {**state.features, **state.lost}.items():
+    for key, build in {**state.features, **state.seen.lost}.items():
         is_needed = key in state.scores and _is_declared(pipeline, key)
         if is_needed or pipeline.history.file(build).exists():
             try:

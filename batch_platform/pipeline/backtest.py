@@ -140,7 +140,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
                     file.unlink()
         metric = spec.model.promote.metric or default_metric(next(iter(versions.values())).task)
         result = Backtested(tested, versions, model.version is not None, run.verdict(metric))
-        _commit(pipeline.warehouse, spec.name, result, stamp, kept, since=state.newest_change)
+        _commit(pipeline.warehouse, spec.name, result, stamp, kept, since=state.records.newest_change)
     pipeline.publish()
     return result
 

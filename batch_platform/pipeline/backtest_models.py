@@ -18,8 +18,8 @@ from batch_platform.features.history import materialize_hint
 from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.training import Training
+from batch_platform.planning.state import State
 from batch_platform.scoring.orders import BundleFolder
 
 
@@ -105,7 +105,7 @@ def require_features(
     missing = [key for key in keys if key not in state.features]
     what = "not built, or their file has changed"
     if as_declared and not missing:
-        missing = [key for key in keys if state.features[key].code_version != state.features_code_version]
+        missing = [key for key in keys if state.features[key].code_version != state.declared.features_version]
         what = "built by an earlier version of the SQL"
     if missing:
         msg = f"{name}: the features of {listed(missing)} are {what}; a backtest builds no features."

@@ -22,8 +22,9 @@ from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.measured import Measured, newest_of
-from batch_platform.pipeline.plan import first_served
-from batch_platform.pipeline.state import State, undelivered
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.state import State
+from batch_platform.planning.trainings import first_served
 from batch_platform.warehouse.failures import Failure
 
 
@@ -87,8 +88,11 @@ def _sources(state: State, measured: Measured) -> Iterator[Aspect]:
     """The sources that are gone, and those of which nobody knows whether they changed."""
     if measured.gone:
         yield Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone")
-    if state.unread:
-        names, why = listed(map(repr, state.unread)), " ".join(error.message for error in state.unread.values())
+    if state.seen.unread:
+        names, why = (
+            listed(map(repr, state.seen.unread)),
+            " ".join(error.message for error in state.seen.unread.values()),
+        )
         text = f"it is not known whether the rows of {names} changed: {why.rstrip('.')}"
         yield Aspect("sources", "warn", text)
 

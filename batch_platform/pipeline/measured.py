@@ -14,7 +14,7 @@ from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.usual import Past
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import reading_published
 

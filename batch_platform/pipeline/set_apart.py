@@ -17,8 +17,8 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure
 

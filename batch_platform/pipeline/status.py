@@ -21,13 +21,13 @@ from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import Measured, newest_measured
-from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import Step
-from batch_platform.pipeline.trainings_due import differences, is_declared_now, trainings_of
-from batch_platform.pipeline.wanted import PlanRequest, open_partitions
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest, open_partitions
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import Step
+from batch_platform.planning.trainings import differences, is_declared_now, training_asked_for, trainings_of
 from batch_platform.warehouse.failures import Failure
-from batch_platform.warehouse.ledger import StatusRow, as_record
+from batch_platform.warehouse.ledger import as_record
 
 if TYPE_CHECKING:
     from batch_platform.pipeline.pipeline import Pipeline
@@ -274,20 +274,3 @@ def _partition_status(state: State, plan: Plan, key: str, trouble: tuple[Conditi
     condition, reason = trouble or ("scored" if run else "missing", plan.remarks.get(key, ""))
     status = PartitionStatus(key, condition, reason, evaluated=key in state.evaluations)
     return status if run is None else as_record(PartitionStatus, status, run)
-
-
-def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusRow]:
-    """Say how every committed partition of a state stands by a plan that covers it."""
-    rows = list[StatusRow]()
-    for key, run in state.scores.items():
-        stale, champion = plan.stale.get(key), state.registry.champion(run.partition_start)
-        row = as_record(
-            StatusRow,
-            run,
-            condition="scored" if stale is None else "stale",
-            reason=plan.remarks.get(key) if stale is None else stale,
-            champion=None if champion is None else champion.version,
-            computed_at=computed_at,
-        )
-        rows.append(row)
-    return rows

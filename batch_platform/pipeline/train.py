@@ -42,10 +42,10 @@ from batch_platform.models.registry import (
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.pipeline.challengers import as_model, with_own_keys
 from batch_platform.pipeline.learned import LearnedModel, publish_version
-from batch_platform.pipeline.plan import require_labels
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.training import Training
-from batch_platform.pipeline.trainings_due import declared_now, knows_too_much, untrained
+from batch_platform.planning.holds import require_labels
+from batch_platform.planning.state import State
+from batch_platform.planning.trainings import declared_now, knows_too_much, untrained
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import forget_failures
 from batch_platform.warehouse.staging import staging_folder
@@ -151,7 +151,7 @@ class TrainingStep:
     def _require_buildable(self, period: Partition, window: Sequence[str]) -> None:
         """Refuse to train on features of an earlier declaration where those of the present one could not be built."""
         name, state = self.history.spec.name, self.state
-        built = {key: state.features[key].code_version == state.features_code_version for key in window}
+        built = {key: state.features[key].code_version == state.declared.features_version for key in window}
         failures = {item.partition_key: item for item in state.standing_failures if item.step == "features"}
         if failed := [failures[key] for key in window if key in failures and not built[key]]:
             msg = (

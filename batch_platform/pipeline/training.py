@@ -22,7 +22,7 @@ from batch_platform.features.history import (
     feature_columns,
     window_sha256,
 )
-from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
+from batch_platform.features.row_checks import made_from_outcomes, place_in_sql
 from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Positive, infer_contract
@@ -33,7 +33,7 @@ from batch_platform.models.refinements.known import declared, holds_out
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 
 _TRIAL_ROWS = 1_000  # rows on which an imported model is tried
 _REFERENCE_ROWS = 20_000  # newest rows, by whose scores those of an imported model are judged
@@ -121,7 +121,7 @@ class Training:
                 rows_refined=data.unseen.height if data is not None and holds_out(declared(spec)) else 0,
                 rows_not_known=0 if data is None else data.rows_not_known,
             ),
-            features_code_version=self.state.features_code_version,
+            features_code_version=self.state.declared.features_version,
             created_at=self.stamp.now().isoformat(),
             run_id=self.stamp.run_id,
             imported_from=redact(spec.model.import_ or ""),

@@ -9,7 +9,7 @@ from batch_platform.declaration.errors import alike, counted, in_short, without_
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measures.rejections import reasons_by_partition
 from batch_platform.pipeline.status import PipelineStatus
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import dates, words
 

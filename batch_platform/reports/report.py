@@ -14,7 +14,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.wording import number
 from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports import wording
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.segments import LEAST_POSITIVES, RATES, comparable, ordered

@@ -18,14 +18,13 @@ import numpy as np
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.spark.parts import FilePart
 from batch_platform.monitoring.agreement import Agreement
 from batch_platform.monitoring.profiles import number_bins, number_profile
 from batch_platform.scoring.challengers import ChallengerScores
-from batch_platform.scoring.engines.spark import SparkEngine
-from batch_platform.scoring.engines.spark_task import Job, Summary, Task
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Counts, Spent, Staged
+from batch_platform.spark.scoring import SparkEngine
+from batch_platform.spark.scoring_tasks import FilePart, Job, Summary, Task
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 ROWS_PER_TASK = 500_000

@@ -25,12 +25,11 @@ import yaml
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.spark.cluster import executors_of
-from batch_platform.features.spark.session import spark_session
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.orders import ScoringOrder
 from batch_platform.scoring.run import Due, orders_of
+from batch_platform.spark.scoring import SparkEngine
+from batch_platform.spark.session import executors_of, spark_session
 from batch_platform.warehouse.home import Home
 
 if TYPE_CHECKING:

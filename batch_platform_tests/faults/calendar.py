@@ -14,8 +14,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.inputs import Partitions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared

@@ -27,9 +27,9 @@ from batch_platform.declaration.errors import (
 from batch_platform.operations.cleanup import find_garbage
 from batch_platform.operations.export import export
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.report import write_report
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
@@ -427,7 +427,7 @@ def damaged_predictions(folder: Path) -> None:
     """A flipped bit of a file of predictions, whose size and time stay, is noticed wherever its rows leave, and scored again."""
     pipeline = small_pipeline(folder, predictions={"store": "parquet"})
     carry_out(pipeline, NOW)
-    before, (path,) = held(pipeline), [path for path in pipeline.state().files if path.parent.name == KEY]
+    before, (path,) = held(pipeline), [path for path in pipeline.state().records.files if path.parent.name == KEY]
     intact, times, choice = path.read_bytes(), path.stat(), random.Random(40)
     with open_published(pipeline.home) as con:
         scored = read_latest(con, ScoreRun, "small")

@@ -21,7 +21,7 @@ from batch_platform.operations.erase import erase_subject
 from batch_platform.operations.export import export
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import undelivered
+from batch_platform.planning.artifacts import undelivered
 from batch_platform.reports.report import write_report
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.home import Home, partition_of

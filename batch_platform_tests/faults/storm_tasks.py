@@ -23,8 +23,8 @@ from batch_platform.operations import cleanup
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyspark
 
-from batch_platform.features.spark.session import QUICK_JAVA
+from batch_platform.spark.session import QUICK_JAVA
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -42,9 +42,9 @@ from batch_platform.models.registry import Registry
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,

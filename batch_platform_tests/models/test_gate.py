@@ -22,8 +22,8 @@ from batch_platform.monitoring.comparison import Difference
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)

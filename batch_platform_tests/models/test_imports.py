@@ -20,9 +20,9 @@ from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.contract import Input, matched_contract
 from batch_platform.models.declared_model import check_estimator_exists, read_import
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.flavour_cases import COLUMNS, infer_contract, table
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 

@@ -22,8 +22,8 @@ from batch_platform.models.refinements.learning import Declared
 from batch_platform.models.refinements.reasons import REASONS, STRUCT
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.operations.trace import trace
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline
 

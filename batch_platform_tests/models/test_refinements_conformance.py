@@ -17,7 +17,7 @@ from batch_platform.models.registry import Version
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.trainings_due import declared_now
+from batch_platform.planning.trainings import declared_now
 from batch_platform.scoring.batch import score_batch
 from batch_platform_tests.harness import own_refinements
 from batch_platform_tests.harness.small_pipeline import (

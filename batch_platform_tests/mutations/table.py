@@ -82,7 +82,7 @@ MUTATIONS = (
     ),
     Mutation(
         "labels that are not mature are measured if somebody asks for it",
-        "pipeline/plan.py",
+        "planning/holds.py",
         "    if known > now:",
         "    if partition.end > now:",
         ("pipeline/test_plan.py", "test_laws.py::test_law_15_no_performance_is_stored_of_labels_that_are_not_mature"),
@@ -182,7 +182,7 @@ MUTATIONS = (
     # Retention and removing files
     Mutation(
         "predictions expire although they were never measured",
-        "pipeline/retention.py",
+        "planning/retention.py",
         "return spec.periods.matures(partition) > now or not is_measured",
         "return spec.periods.matures(partition) > now",
         ("pipeline/test_retention.py",),
@@ -226,9 +226,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a partition that is scored again is not delivered again",
-        "pipeline/state.py",
-        '    if delivered.score_seq != run.seq:\n        return "scored again"\n',
-        "",
+        "planning/artifacts.py",
+        '{"predictions": delivered.score_seq, "declaration": delivered.declared}',
+        '{"predictions": run.seq, "declaration": delivered.declared}',
         ("pipeline/test_plan.py", "components/test_deliveries.py"),
     ),
     Mutation(
@@ -307,7 +307,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a tick with a limit requests the newest partitions",
-        "pipeline/steps.py",
+        "planning/steps.py",
         "sorted(due, key=lambda partition: partition.start)[:limit]",
         "sorted(due, key=lambda partition: partition.start, reverse=True)[:limit]",
         ("pipeline/test_plan.py",),

@@ -28,9 +28,9 @@ from batch_platform.pipeline.build import FeatureStep
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import undelivered
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import StagedScores
 from batch_platform.warehouse.dropping import held_pipelines
 from batch_platform.warehouse.erasures import read_erasures

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from batch_platform.declaration.deciding import Decide
 from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.charts import charts_of
 from batch_platform.reports.drift import Drifted
 from batch_platform.reports.figures import Figures, read_decided, read_figures

@@ -16,7 +16,7 @@ from batch_platform.declaration.wording import number
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.charts import charts_of
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import read_figures

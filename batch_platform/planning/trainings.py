@@ -10,15 +10,16 @@ from dataclasses import replace
 from datetime import datetime
 
 from batch_platform.declaration.calendar import LONGEST, Partition
-from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
-from batch_platform.pipeline.state import State, features_due
-from batch_platform.pipeline.steps import Item
-from batch_platform.pipeline.wanted import Question
+from batch_platform.planning.artifacts import features_due
+from batch_platform.planning.request import PlanRequest, Question
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import Item
 
 _WITHOUT = "-without "
 
@@ -42,7 +43,7 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
     """Versions of all that a model is made from; another model is due if one of them changes. See also `Inputs`."""
-    return _recorded_first(spec, state) + state.inputs.text
+    return _recorded_first(spec, state) + state.declared.inputs.text
 
 
 def _recorded_first(spec: PipelineSpec, state: State) -> str:
@@ -51,7 +52,9 @@ def _recorded_first(spec: PipelineSpec, state: State) -> str:
     weight = "" if spec.labels is None or spec.labels.weight is None else f"-weight {spec.labels.weight!r}"
     refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
     without = json.dumps(sorted(name for name, rule in spec.features.columns.items() if not rule.feature))
-    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}{weight}{refinements}{_WITHOUT}{without}"
+    return (
+        f"{spec.model.fingerprint}-{state.declared.features_version}{positive}{weight}{refinements}{_WITHOUT}{without}"
+    )
 
 
 def is_declared_now(spec: PipelineSpec, state: State, training: ModelTraining) -> bool:
@@ -61,7 +64,7 @@ def is_declared_now(spec: PipelineSpec, state: State, training: ModelTraining) -
     """
     first = _recorded_first(spec, state)
     if training.declared in (first, first.partition(_WITHOUT)[0]):
-        return not state.inputs.changes_since(training, state.fingerprints)
+        return not state.declared.inputs.changes_since(training, state.seen.fingerprints)
     return training.declared == declared_now(spec, state)
 
 
@@ -72,12 +75,12 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
     declared: dict[str, tuple[object, object]] = {
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
         "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), json.dumps(params, sort_keys=True)),
-        "features": (state.features_code_version, version.features_code_version),
+        "features": (state.declared.features_version, version.features_code_version),
         "positive class": (spec.positive, positive_class(version) if spec.positive is not None else None),
     }
     names = [name for name, (now, then) in declared.items() if now != then]
     trainings = [training for training in state.registry.model_trainings if training.version == version.version]
-    names += state.inputs.changes_since(trainings[-1], state.fingerprints) if trainings else []
+    names += state.declared.inputs.changes_since(trainings[-1], state.seen.fingerprints) if trainings else []
     others_differ = bool(trainings) and not is_declared_now(spec, state, trainings[-1])
     return names or ["model"] * others_differ  # such as a refinement, the weight, or a column that is no feature
 
@@ -134,13 +137,13 @@ def due_models(question: Question) -> list[Item]:
     periods, everything = spec.periods.begun(question.now), question.request.only is None
     if not everything:
         begins = [period.start for period in periods]
-        served = {bisect_right(begins, partition.start) for partition in question.wanted}
+        served = {bisect_right(begins, partition.start) for partition in question.partitions}
         periods = [period for at, period in enumerate(periods, start=1) if at in served]
     has_later = any(version.serving_start > periods[-1].start for version in trained.values()) if periods else True
     newest = None if has_later else periods[-1].key
-    if gone := {*question.old.get("features", ())}:  # retention removes them
+    if gone := {*question.expired.get("features", ())}:  # retention removes them
         periods = [period for period in periods if gone.isdisjoint(spec.periods.window(period.start))]
-    asked = {newest} | state.refused_on.keys()
+    asked = {newest} | state.registry.refused_on.keys()
     asked |= {key for key, version in trained.items() if knows_too_much(spec, version) is not None}
     asked &= trained.keys() - failed
     due = [Item("model", period, "not trained") for period in periods if period.key not in trained.keys() | failed]
@@ -159,11 +162,13 @@ def _all_from(question: Question, period: Partition) -> bool:
 
     Of those of later periods, only what is scored: a model of their own is to score the others.
     """
-    keys = {partition.key for partition in question.wanted} | question.state.dropped.keys()
-    due, scored = question.spec.partitions.calendar.due(question.now), question.state.scores.keys()
+    keys = {partition.key for partition in question.partitions} | question.state.dropped.keys()
+    scored = question.state.scores.keys()
     is_only = period.end == period.start  # of a pipeline's only model a period is where it begins
     served = [
-        it.key for it in due if it.start >= period.start and (is_only or it.start < period.end or it.key in scored)
+        it.key
+        for it in question.due
+        if it.start >= period.start and (is_only or it.start < period.end or it.key in scored)
     ]
     return bool(served) and keys.issuperset(served)
 
@@ -199,7 +204,7 @@ def outdated(spec: PipelineSpec, state: State, period: Partition) -> str | None:
     standing = {(failure.step, failure.partition_key) for failure in state.standing_failures}
     if (known := knows_too_much(spec, newest)) is not None:
         return None if failed and ("model", period.key) in standing else f"{newest.version} {known}"
-    then = state.refused_on.get(period.key)
+    then = state.registry.refused_on.get(period.key)
     if not then or spec.partitions.snapshot or not is_declared_now(spec, state, trainings[-1]):
         return None
     now = {key: build.sha256 for key, build in state.features.items()}
@@ -226,12 +231,12 @@ def due_single_model(question: Question) -> list[Item]:
         first = _first_served(question)
         if first is not None and first.start < served_from:
             return [Item("model", first, "not trained for it")]
-    old = snapshot and _is_model_old(spec, state, question.wanted)
+    old = snapshot and _is_model_old(spec, state, question.partitions)
     if snapshot:
-        question = replace(question, wanted=question.wanted[-1:])
+        question = replace(question, partitions=question.partitions[-1:])
     if period is not None and not old:
-        if snapshot and question.wanted and question.wanted[-1].start >= period.start:
-            period = _begins_with(question.wanted[-1])
+        if snapshot and question.partitions and question.partitions[-1].start >= period.start:
+            period = _begins_with(question.partitions[-1])
         complete = period.key not in question.request.failed_models and _all_from(question, period)
         reason = why_again(spec, state, period) if complete else None
         return [] if reason is None else [Item("model", period, reason, again=True)]
@@ -253,7 +258,7 @@ def _first_served(question: Question) -> Partition | None:
     shows how good it is; else the newest one. To serve all, the oldest decides; so it does for a model that learns nothing.
     """
     spec, request = question.spec, question.request
-    candidates = [partition for partition in question.wanted if partition.start <= question.now]
+    candidates = [partition for partition in question.partitions if partition.start <= question.now]
     if not request.serve_all and spec.model.import_ is None:
         mature = [partition for partition in candidates if spec.periods.matures(partition) <= question.now]
         candidates = [*mature[-1:], *candidates[-1:]]
@@ -285,10 +290,68 @@ def due_challengers(question: Question) -> list[Item]:
     starts = {version.serving_period: version.serving_start for version in state.registry.of_model}
     periods = sorted((start, key) for key, start in starts.items() if start <= question.now)
     begins = [start for start, _ in periods]
-    served = {at for partition in question.wanted if (at := bisect_right(begins, partition.start))}
+    served = {at for partition in question.partitions if (at := bisect_right(begins, partition.start))}
     items: list[Item] = []
     for start, key in (periods[at - 1] for at in sorted(served if question.request.force else served & {len(periods)})):
         if names := [challenger.name for challenger in untrained(spec, state.registry, key)]:
             period = Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key)
             items.append(Item("challengers", period, f"not trained: {listed(names)}"))
     return items
+
+
+def training_asked_for(
+    spec: PipelineSpec, state: State, now: datetime, key: str | None = None, *, force: bool
+) -> tuple[Partition | None, str | None]:
+    """The serving period with a key, else the newest whose model is due, else the newest that has begun, and why its model is to be trained.
+
+    There is no period if none can be trained yet, and no reason if nothing is due and none is forced. Without
+    `model.train.every`, the key is that of the first partition to serve; a forced training then begins with the newest
+    partition, so that the model learns from all that is known.
+
+    Raises:
+        WrongUseError: The key is invalid, or the serving period has not begun.
+    """
+    question = Question.of(spec, state, PlanRequest(now))
+    calendar = spec.periods.serving
+    if key is not None:
+        period = (calendar or spec.partitions.calendar).named(key)
+        if period.start > now:
+            msg = f"{spec.name}: the serving period {key!r} has not begun; it begins on {period.start:%Y-%m-%d %H:%M} UTC."
+            raise WrongUseError(msg, hint="a model learns only from what is known when its serving period begins.")
+    elif not force and (due := due_models(question)):
+        return due[-1].partition, due[-1].reason
+    elif calendar is not None:
+        period = next(reversed(spec.periods.begun(now)), None)
+    elif force:
+        begun = [partition for partition in question.partitions if partition.start <= now][-1:]
+        period = next((last for last in begun if spec.periods.can_train(spec.periods.window(last.start))), None)
+    else:
+        period = single_period(state, now)
+    if force:
+        return period, "asked for"
+    return period, None if key is None or period is None else _why_trained(spec, state, period)
+
+
+def trainings_asked_for(
+    spec: PipelineSpec, state: State, now: datetime, *, force: bool
+) -> list[tuple[Partition, str | None]]:
+    """Every serving period that has begun, and why its model is to be trained; see `training_asked_for`."""
+    if spec.periods.serving is None:
+        period, reason = training_asked_for(spec, state, now, force=force)
+        return [] if period is None else [(period, reason)]
+    return [(period, "asked for" if force else _why_trained(spec, state, period)) for period in spec.periods.begun(now)]
+
+
+def _why_trained(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """Say why the model of a serving period is to be trained, for the first time or again; None if it is not."""
+    return "not trained" if state.registry.newest_of(period.key) is None else why_again(spec, state, period)
+
+
+def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] = ()) -> Partition | None:
+    """The serving period of the first model: of the only one it is the one trained or due, else the first that can be."""
+    if spec.periods.serving is None and not spec.partitions.snapshot:
+        trained = [Partition(it.serving_period, it.serving_start, it.serving_start) for it in registry.of_model]
+        periods = [*trained, *(item.partition for item in models)]
+        if periods:
+            return min(periods, key=lambda period: period.start)
+    return spec.periods.first_service

@@ -72,13 +72,16 @@ class Inputs:
         pairs = {"labels": (self.labels, then.labels), "training": (self.learning, then.learning)}
         return [name for name, (now, before) in pairs.items() if now != before]
 
-    def change_since(self, evaluation: EvaluationRun, taken: Taken) -> str | None:
-        """Say why an evaluation would measure something else now; None if it would not."""
+    @property
+    def of_evaluation(self) -> dict[str, str]:
+        """The inputs of an evaluation beside predictions and files of labels."""
+        return {"labels": self.labels, "measures": self.measures}
+
+    def recorded_by_evaluation(self, evaluation: EvaluationRun, taken: Taken) -> dict[str, str]:
+        """The same as an evaluation recorded them, else as first looked at."""
         first = json.loads(taken[_PERFORMANCE].version) if _PERFORMANCE in taken else {}
         then = {**self.measured, **first, **json.loads(evaluation.label_sources)}
-        if then[_LABELS] != self.labels:
-            return "labels.sql or the declaration of the labels changed"
-        return "monitoring declares other metrics, segments or units" if then[_MEASURES] != self.measures else None
+        return {"labels": then[_LABELS], "measures": then[_MEASURES]}
 
     def first_seen(self, trainings: Iterable[ModelTraining], evaluations: Iterable[EvaluationRun]) -> Taken:
         """What is to be taken for the versions of records that lack them; nothing where all have theirs."""

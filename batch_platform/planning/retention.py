@@ -11,7 +11,7 @@ from itertools import takewhile
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 
 Expired = Mapping[RetentionKind, Sequence[Partition]]
 

@@ -1,13 +1,17 @@
-"""The source columns that each column of the user's SQL is made from, found in its text by sqlglot; nothing is run.
+"""What sqlglot finds in the text of the user's SQL, of DuckDB's or Spark's dialect; nothing is run.
 
-Where the text does not tell (a name that two tables could hold, a star over a table of unknown columns, recursion, syntax that
+`column_lineage` finds the source columns that each column is made from, `rows_read` the rows of a source that are read for a partition, and
+`spark_statement` the names in SQL for Spark. Where the text does not tell (a name that two tables could hold, a star over a table of unknown columns, recursion, syntax that
 the parser does not know), the result says so.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import sqlglot
-from sqlglot import exp
+from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 from sqlglot.lineage import Node, to_node
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
@@ -16,11 +20,21 @@ from sqlglot.optimizer.scope import Scope, build_scope, find_all_in_scope, trave
 from sqlglot.schema import MappingSchema
 
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
+from batch_platform.features.origins import ROWS, ColumnLineage, Lineage, RowsRead, SourceColumn
 
 OWN_SCHEMAS = ("", "main", "temp")
 DUCKDB = "duckdb"  # dialect of SQL
 _DECIDES = " decides"  # name of the column that is added to each SELECT; no user's column has it
+_START, _END = "partition_start", "partition_end"
+_TABLE_FUNCTIONS = frozenset(  # functions in the place of a table that read no table
+    {
+        "range",
+        "stack",
+        "json_tuple",
+        *(f"{name}{end}" for name in ("explode", "posexplode", "inline") for end in ("", "_outer")),
+    }
+)
+_CALLS_JAVA = frozenset({"reflect", "try_reflect", "java_method"})
 
 
 def column_lineage(
@@ -243,3 +257,157 @@ def _tables(scope: Scope) -> Iterator[exp.Table]:
         yield from [source] if isinstance(source, exp.Table) else _tables(source)
     for side in scope.set_operation_scopes:
         yield from _tables(side)
+
+
+@lru_cache(maxsize=256)
+def rows_read(sql: str, source: str, dialect: str = DUCKDB) -> RowsRead:
+    """The rows of a source that one SELECT can read, by a time in DuckDB's dialect; all that is not certain may matter."""
+    try:
+        tree = sqlglot.parse_one(sql, dialect=dialect)
+    except (SqlglotError, RecursionError):
+        return RowsRead()
+    tables = [
+        table
+        for table in tree.find_all(exp.Table)
+        if table.name.lower() == source.lower() and table.db.lower() in OWN_SCHEMAS
+    ]
+    times: dict[str, None] = {}
+    inside = bool(tables)
+    for table in tables:
+        within = [time for select in _around(table) for time in _times(select, table)]
+        starts = {time for time, starts in _times(table.find_ancestor(exp.Select), table) if starts}
+        times |= dict.fromkeys(time for time, _ in sorted(within, key=lambda found: not found[1]))
+        inside = inside and bool(starts)
+    return RowsRead(next(iter(times), None), looks_back=not inside or len(times) > 1, names=_names(tree, tables))
+
+
+def _around(table: exp.Table) -> Iterator[exp.Select]:
+    """The SELECT that names a table, and those around it."""
+    select = table.find_ancestor(exp.Select)
+    while select is not None:
+        yield select
+        select = select.find_ancestor(exp.Select)
+
+
+def _times(select: exp.Expr | None, table: exp.Table) -> Iterator[tuple[str, bool]]:
+    """The expressions that a WHERE compares with the bounds of the partition, and whether nothing before it is let through."""
+    where = select.args.get("where") if select is not None else None
+    for term in _conjuncts(where.this) if where is not None else ():
+        if isinstance(term, exp.Between):
+            low, high = term.args["low"], term.args["high"]
+            time, bound, least = (term.this, low, True) if _speaks_of_bounds(low) else (term.this, high, False)
+        elif isinstance(term, exp.GTE | exp.GT | exp.LTE | exp.LT):
+            least = isinstance(term, exp.GTE | exp.GT)
+            time, bound = term.this, term.expression
+            if _speaks_of_bounds(time):
+                time, bound, least = bound, time, not least
+        else:
+            continue
+        columns = list(time.find_all(exp.Column))
+        if not columns or not _speaks_of_bounds(bound) or _speaks_of_bounds(time) or time.find(exp.Query):
+            continue
+        if all(column.table.lower() in ("", table.alias_or_name.lower()) for column in columns):
+            yield _unqualified(time), least and isinstance(bound.unnest(), exp.Placeholder) and bound.name == _START
+
+
+def _conjuncts(condition: exp.Expr) -> Iterator[exp.Expr]:
+    condition = condition.unnest()
+    if isinstance(condition, exp.And):
+        for side in (condition.left, condition.right):
+            yield from _conjuncts(side)
+    else:
+        yield condition
+
+
+def _speaks_of_bounds(expression: exp.Expr) -> bool:
+    return any(placeholder.name in (_START, _END) for placeholder in expression.find_all(exp.Placeholder))
+
+
+def _unqualified(expression: exp.Expr) -> str:
+    copied = expression.copy()
+    for column in copied.find_all(exp.Column):
+        column.set("table", None)
+    return copied.sql(dialect=DUCKDB)
+
+
+def _names(tree: exp.Expr, tables: list[exp.Table]) -> frozenset[str] | None:
+    """Every name in a query, in lower case; None if it reads columns that it does not name."""
+    rows = {name.lower() for table in tables for name in (table.name, table.alias_or_name)}
+    stars = any(not isinstance(star.parent, exp.Count) for star in tree.find_all(exp.Star))
+    unnamed = stars or tree.find(exp.Columns) or any(join.args.get("method") for join in tree.find_all(exp.Join))
+    whole = any(not column.table and column.name.lower() in rows for column in tree.find_all(exp.Column))
+    if unnamed or whole:
+        return None
+    return frozenset(identifier.name.lower() for identifier in tree.find_all(exp.Identifier))
+
+
+@dataclass(frozen=True)
+class SparkStatement:
+    """A SELECT of Spark's dialect."""
+
+    # Names in lower case, with a catalog or a schema in front, separated by dots; without those that WITH defines.
+    tables: frozenset[str]
+    parameters: frozenset[str]  # names after a colon; empty for a question mark
+    escapes: frozenset[str]  # expressions that call methods of Java or other programs
+    words: str  # the text without comments and with equal white space
+
+
+def spark_statement(text: str) -> SparkStatement:
+    """Parse a text that holds one SELECT; raises ValueError, with the reason, if it holds anything else."""
+    try:
+        words = _words(text)
+        trees = [tree for tree in sqlglot.parse(text, read="spark") if tree is not None]
+    except (SqlglotError, RecursionError) as error:
+        first = re.sub(r"\x1b\[\d+m", "", str(error)).partition("\n")[0]
+        msg = f"it cannot be parsed: {first.rstrip('. ')}"
+        raise ValueError(msg) from error
+    if len(trees) != 1 or not isinstance(trees[0], exp.Query):
+        msg = f"it must be one SELECT; it holds {', '.join(tree.key.upper() for tree in trees) or 'nothing'}"
+        raise ValueError(msg)
+    (tree,) = trees
+    return SparkStatement(
+        tables=frozenset(_tables_read(tree)),
+        parameters=frozenset(str(node.args.get("this") or "") for node in tree.find_all(exp.Placeholder)),
+        escapes=frozenset(_escapes(tree)),
+        words=words,
+    )
+
+
+def _words(text: str) -> str:
+    """The tokens of a text, each in a line; a quote that is written as two, and so taken for two strings, stays in its line."""
+    words, last = "", None
+    for token in sqlglot.tokenize(text, read="spark"):
+        in_string = last is not None and token.token_type == last.token_type == TokenType.STRING
+        words += ("" if in_string and last and token.start == last.end + 1 else "\n") + text[
+            token.start : token.end + 1
+        ]
+        last = token
+    return words.strip("\n")
+
+
+def _escapes(tree: exp.Expr) -> Iterator[str]:
+    if tree.find(exp.QueryTransform):
+        yield "transform … using"
+    yield from (f"{name}()" for node in tree.find_all(exp.Anonymous) if (name := node.name.lower()) in _CALLS_JAVA)
+
+
+def _tables_read(tree: exp.Expr) -> Iterator[str]:
+    """The tables that are read, and functions in their place that may read something."""
+    defined = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+    for table in tree.find_all(exp.Table):
+        if table.find_ancestor(exp.Hint):  # such as /*+ BROADCAST(t) */
+            continue
+        if isinstance(table.this, exp.Func):
+            function = (table.this.name if isinstance(table.this, exp.Anonymous) else table.this.sql_name()).lower()
+            if function not in _TABLE_FUNCTIONS:
+                yield f"{function}()"
+            continue
+        name = ".".join(part.name for part in table.parts).lower()
+        if name not in defined or _is_read_by_its_own_name(table, name):
+            yield name
+
+
+def _is_read_by_its_own_name(table: exp.Table, name: str) -> bool:
+    """Tell whether a table stands in the WITH table that hides it: WITH t AS (SELECT … FROM t)."""
+    cte = table.find_ancestor(exp.CTE)
+    return cte is not None and cte.alias.lower() == name and not (cte.parent and cte.parent.args.get("recursive"))

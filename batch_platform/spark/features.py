@@ -3,7 +3,9 @@
 So all that follows is the same as for DuckDB's SQL: the same checks see the rows, and equal rows give equal bytes.
 """
 
+import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import duckdb
@@ -22,13 +25,12 @@ from batch_platform.declaration.errors import EngineError, SourceError, listed
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
-from batch_platform.features.spark.files import identifier, rows_in_catalog, rows_of
-from batch_platform.features.spark.jobs import SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
-from batch_platform.features.spark.query import SparkQuery
-from batch_platform.features.spark.session import shortest
-from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
-from batch_platform.sources.kind import ParquetFiles, SourceState, SourceTable
+from batch_platform.features.query import SparkQuery
+from batch_platform.sources.kind import ParquetFiles, SourceState, SourceTable, unused_name
 from batch_platform.sources.opening import SourceConnection, Sources, bounded
+from batch_platform.spark.jobs import SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
+from batch_platform.spark.session import shortest
+from batch_platform.spark.staging import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ _PRINTING = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")  # loggers 
 _IN_PYTHON = "PYTHON_EXCEPTION"  # the condition of what a task of ours raises
 _AGAIN = "nothing of the partition was built; run again once the cluster is well."
 Connect = Callable[[], SourceConnection]
+_SCHEME = re.compile("^file:/+")
+_DEFECT = "this is a defect of this package; please report it."
 
 
 class SparkFeatures:
@@ -74,15 +78,9 @@ class SparkFeatures:
 
     @contextmanager
     def batches(self, partition: Partition, connect: Connect) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
-        """The rows of a partition in the order of the key, and their columns.
+        """The rows of a partition in the order of the key, and their columns; `connect` opens what DuckDB has to copy for Spark.
 
-        Args:
-            partition: The partition.
-            connect: Opens the sources for the partition with DuckDB, which copies those that Spark does not read.
-
-        Raises:
-            SourceError: The SQL fails, lacks a column of the key or gives columns that cannot be kept, or a source cannot be read.
-            EngineError: The cluster cannot be reached, does not fit, or failed.
+        Raises SourceError if the SQL fails or a source cannot be read, and EngineError if the cluster cannot be reached, or failed.
         """
         with self._staged(partition) as folder:
             frame = self._analysed(partition, folder, connect, self._spec.features.key, rows=True)
@@ -102,10 +100,9 @@ class SparkFeatures:
 
     @contextmanager
     def driving_rows(self, driving: Driving, partition: Partition) -> Generator[duckdb.DuckDBPyConnection]:
-        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog, after its partition was built.
+        """A connection to DuckDB with a view of the driving source, a table of Spark's catalog: its rows in a partition that was built.
 
-        The view holds the rows that lie in the partition, with their time and the columns of the key. If the table has no
-        such time, the view has all its columns and no rows. Raises as `batches` does.
+        If the table has no such time, the view has all its columns and no rows. Raises as `batches` does.
         """
         if not self._query.reads([driving.source]):
             self._show_table(self._sources.table(driving.source, partition), partition)
@@ -357,3 +354,68 @@ def _quiet() -> Generator[None]:
     finally:
         for logger, disabled in zip(loggers, former, strict=True):
             logger.disabled = disabled
+
+
+def identifier(name: str) -> str:
+    """A name as Spark's SQL quotes it."""
+    return f"`{name.replace('`', '``')}`"
+
+
+def rows_of(files: ParquetFiles, session: "SparkSession") -> "DataFrame":
+    """The rows of the files, with the columns that are not in them; Spark opens no more than the files' ends yet.
+
+    Spark looks for columns in the names of folders only below a base path, of which none is given here.
+    """
+    reader = session.read.options(mergeSchema=False, __globPaths__=False)
+    names = [f"file://{path}" for path in files.paths]
+    if files.schema is None:
+        return reader.parquet(*names)
+    from pyspark.sql.types import StructType
+
+    schema = StructType.fromJson(json.loads(files.schema))
+    if not names:
+        return session.createDataFrame([], schema)
+    if files.partitions is None:
+        return reader.schema(schema).parquet(*names)
+    lacking = files.partitions.column_names
+    frame = reader.schema(StructType([field for field in schema if field.name not in lacking])).parquet(*names)
+    return _with_partitions(frame, files, files.partitions, schema, session)
+
+
+def rows_in_catalog(table: str, session: "SparkSession") -> "DataFrame":
+    """The rows of a table as the catalog has them now; a name without a database is one of the session's present database."""
+    parts = table.split(".")
+    if len(parts) == 1:  # Spark would take a view of that name, which may be of another source
+        parts = [session.catalog.currentDatabase(), *parts]
+    name = ".".join(map(identifier, parts))
+    session.catalog.refreshTable(name)  # Spark goes on reading the files that it found once
+    return session.table(name)
+
+
+def _with_partitions(
+    frame: "DataFrame", files: ParquetFiles, partitions: pa.Table, schema: "StructType", session: "SparkSession"
+) -> "DataFrame":
+    """Join the columns that the files lack by the name that Spark has for the file of a row."""
+    from pyspark.sql.functions import broadcast, col, concat, lit, raise_error, regexp_replace, when
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    # Spark writes file:/a or file:///a, and encodes some characters.
+    spelled = {Path(unquote(urlsplit(name).path)): _SCHEME.sub("/", name) for name in frame.inputFiles()}
+    if spelled.keys() != {*files.paths}:
+        msg = f"Spark reads other files than it was given, such as {min(spelled.keys() ^ {*files.paths})}."
+        raise EngineError(msg, hint=_DEFECT)
+    file = unused_name("file", schema.names)
+    values = partitions.append_column(file, pa.array([spelled[path] for path in files.paths]))
+    fields = [schema[name] for name in partitions.column_names]
+    lookup = session.createDataFrame(values, StructType([*fields, StructField(file, StringType())]))
+    lookup = lookup.withColumnRenamed(file, f"{file} listed")
+    path = regexp_replace(frame.metadataColumn("_metadata")["file_path"], _SCHEME.pattern, "/")
+    named = frame.withColumn(file, path)
+    joined = named.join(broadcast(lookup), col(f"`{file}`") == col(f"`{file} listed`"), "left")
+    unlisted = raise_error(
+        concat(lit(f"Spark has another name for a listed file; {_DEFECT} It is: "), col(f"`{file}`"))
+    )
+    columns = {name: col(identifier(name)) for name in schema.names}
+    for name in partitions.column_names:
+        columns[name] = when(col(f"`{file} listed`").isNull(), unlisted).otherwise(columns[name]).alias(name)
+    return joined.select(*columns.values())

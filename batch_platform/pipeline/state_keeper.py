@@ -15,11 +15,10 @@ from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, read_registry
-from batch_platform.pipeline.inputs import Inputs
-from batch_platform.pipeline.plan import Plan, make_plan
-from batch_platform.pipeline.state import State, checked, with_files_as_seen
-from batch_platform.pipeline.status import status_rows
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.inputs import Inputs
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import Declared, Records, Seen, State, checked, with_files_as_seen
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.erasures import read_erased
@@ -29,6 +28,8 @@ from batch_platform.warehouse.ledger import (
     EvaluationRun,
     FeatureBuild,
     ScoreRun,
+    StatusRow,
+    as_record,
     journal,
     newest_change,
     read_features_of,
@@ -67,6 +68,17 @@ class StateKeeper:
         """The versions of what models and evaluations are made from beside the features, as declared now."""
         return Inputs.declared(self.history.builder)
 
+    @cached_property
+    def _declared(self) -> Declared:
+        return Declared(
+            features_version=self.history.builder.code_version,
+            scoring_version=self.scoring_code_version,
+            unexplained_version=self.unexplained_code_version,
+            decision_rule=rule_text(self.history.spec.predictions.decide),
+            inputs=self.inputs,
+            text=self.declared,
+        )
+
     @contextmanager
     def carrying(self, work: str) -> Generator[None]:
         """Carry one state through a piece of work, such as a run with its steps; work within it takes part in it.
@@ -91,7 +103,7 @@ class StateKeeper:
             newest = next(iter(carried.seen.values()))
             if recheck in carried.seen:
                 return carried.seen[recheck]
-            recorded = replace(newest, features={**newest.features, **newest.lost})
+            recorded = newest
         else:
             with self.warehouse.open() as con:
                 recorded = self._recorded(con)
@@ -106,8 +118,8 @@ class StateKeeper:
             with reading_published(self.history.home) as con:
                 return self._recorded(con)
         except NothingPublishedError:
-            registry = Registry(self.history.spec.name)
-            return State({}, {}, {}, registry, self.history.builder.code_version, self.scoring_code_version)
+            declared = Declared(self.history.builder.code_version, self.scoring_code_version)
+            return State(Records(Registry(self.history.spec.name)), declared)
 
     def _recorded(
         self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None, seen: State | None = None
@@ -120,26 +132,20 @@ class StateKeeper:
         scores = read_latest(con, ScoreRun, name, partition_keys)
         evaluations = read_latest(con, EvaluationRun, name, partition_keys)
         registry = read_registry(con, name)
-        return State(
+        records = Records(
+            registry=replace(registry, refused_on=read_features_of(con, registry.fruitless.values())),
             features=read_latest(con, FeatureBuild, name, partition_keys),
             scores=scores,
             evaluations={key: run for key, run in evaluations.items() if self._knew_labels(run, scores.get(key))},
-            registry=registry,
-            refused_on=read_features_of(con, registry.fruitless.values()),
-            features_code_version=self.history.builder.code_version,
-            scoring_code_version=self.scoring_code_version,
-            unexplained_code_version=self.unexplained_code_version,
-            inputs=self.inputs,
-            decision_rule=rule_text(self.history.spec.predictions.decide),
-            failures=read_failures(con, name),
             deliveries=read_deliveries(con, name, partition_keys),
-            fingerprints=recorded_fingerprints(con, name) if seen is None else seen.fingerprints,
-            files=named_files(con, self.history.home, pipeline=name),
-            declared=self.declared,
+            failures=read_failures(con, name),
             dropped=read_dropped(con, name),
+            files=named_files(con, self.history.home, pipeline=name),
             erased=read_erased(con, self.history.home, name),
             newest_change=newest_change(con),
         )
+        taken = recorded_fingerprints(con, name) if seen is None else seen.seen.fingerprints
+        return State(records, self._declared, Seen(fingerprints=taken))
 
     def renewed(self, seen: State) -> State:
         """A state with what was recorded since: the partitions that the journal names are read again."""
@@ -162,12 +168,12 @@ class StateKeeper:
         name = self.history.spec.name
         while True:
             plan = make_plan(self.history.spec, state, PlanRequest(now))
-            rows = {row.partition_key: row for row in status_rows(state, plan, now)}
+            rows = {row.partition_key: row for row in _status_rows(state, plan, now)}
             with self.warehouse.transaction() as con:
                 others = _changed_since(con, name, state)
                 if others is not None:
                     first_seen = self.inputs.first_seen(state.registry.model_trainings, state.evaluations.values())
-                    taken = {**first_seen, **state.fingerprints, **self.history.builder.taken}
+                    taken = {**first_seen, **state.seen.fingerprints, **self.history.builder.taken}
                     record_fingerprints(con, name, taken)
                     own = [row for key, row in rows.items() if key not in others]
                     replace_statuses(con, name, own, rows.keys() - others if others else None)
@@ -194,6 +200,23 @@ def _changed_since(con: duckdb.DuckDBPyConnection, pipeline: str, seen: State) -
         f"SELECT DISTINCT schema_name, coalesce(partition_key, '') FROM {_JOURNAL} WHERE seq > $seq "
         "AND (schema_name = $pipeline OR schema_name = $ledgers AND partition_key IS NULL)"
     )
-    values = {"seq": seen.newest_change, "pipeline": pipeline, "ledgers": LEDGERS_SCHEMA}
+    values = {"seq": seen.records.newest_change, "pipeline": pipeline, "ledgers": LEDGERS_SCHEMA}
     changes = con.execute(query, values).fetchall()
     return None if any(schema == LEDGERS_SCHEMA for schema, _ in changes) else {key for _, key in changes}
+
+
+def _status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusRow]:
+    """Say how every committed partition of a state stands by a plan that covers it."""
+    rows = list[StatusRow]()
+    for key, run in state.scores.items():
+        stale, champion = plan.stale.get(key), state.registry.champion(run.partition_start)
+        row = as_record(
+            StatusRow,
+            run,
+            condition="scored" if stale is None else "stale",
+            reason=plan.remarks.get(key) if stale is None else stale,
+            champion=None if champion is None else champion.version,
+            computed_at=computed_at,
+        )
+        rows.append(row)
+    return rows

@@ -4,6 +4,7 @@ Users are the engine that scores and the SQL of features.
 """
 
 import atexit
+import hashlib
 import logging
 import os
 import re
@@ -14,11 +15,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from batch_platform.declaration.engine import ADDRESS, DEFAULT_PORTS, Spark
@@ -26,11 +30,11 @@ from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.threads import SHORT_WAITS
-from batch_platform.features.spark.cluster import is_connect, is_remote, is_stopped, send_modules, without_secrets
-from batch_platform.features.spark.internals import (
+from batch_platform.spark.internals import (
     forget_java,
     give_up_after_a_minute,
     has_java,
+    java_context,
     launch_java,
     with_defaults,
 )
@@ -51,6 +55,7 @@ _JAVA_HINT = (
     "install openjdk-17-jdk-headless or openjdk-21-jdk-headless (Debian, Ubuntu), java-17-openjdk-devel (Fedora, RHEL), or set "
     "JAVA_HOME to such a JDK."
 )
+_INSTALLED = "batch_platform"  # executors have it, as they have its libraries
 MOST_LOGS = 10  # the newest logs of failed starts that are kept
 _SAYS_NOTHING = re.compile(
     r"NOTE:|WARNING:|Picked up |Usage:|\s*at |Using Spark's default|Setting default log level|To adjust logging"
@@ -401,3 +406,60 @@ def telling_line(lines: Iterable[str]) -> str:
         if text.strip("# "):
             return text.rstrip(".") + "."
     return ""
+
+
+def is_remote(session: object) -> bool:
+    """Return whether a session is one of Spark Connect."""
+    return any(of.__module__.startswith("pyspark.sql.connect.") for of in type(session).__mro__)
+
+
+def is_stopped(session: "SparkSession") -> bool:
+    """Return whether a session was stopped, or has ended with its Java; the end of a server shows only when it is asked."""
+    remote: Any = session
+    return remote.is_stopped if is_remote(session) else java_context(session) is None
+
+
+def executors_of(session: "SparkSession") -> int:
+    """Number of executors that a session in this process's Java has now."""
+    java = java_context(session)
+    return 0 if java is None else int(java.getExecutorMemoryStatus().size()) - 1  # the driver is counted as one
+
+
+def is_connect(master: str) -> bool:
+    """Return whether a master is the address of a server of Spark Connect."""
+    return master.startswith("sc://")
+
+
+def without_secrets(master: str) -> str:
+    """An address without its parameters, which may hold a token."""
+    return master.partition("/;")[0]
+
+
+def send_modules(session: "SparkSession", folders: Iterable[Path]) -> None:
+    """Send the modules of folders to a server of Spark Connect, whose executors import them from there on."""
+    content = zipped_modules(folders)
+    with TemporaryDirectory(prefix="modules-") as folder:
+        file = Path(folder, f"modules-{hashlib.sha256(content).hexdigest()[:12]}.zip")
+        file.write_bytes(content)
+        session.addArtifacts(str(file), pyfile=True)
+
+
+def zipped_modules(folders: Iterable[Path]) -> bytes:
+    """A zip file of the modules right in some folders, and of their packages; equal modules give equal bytes."""
+    written, content = set[str](), BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for folder in folders:
+            for file in _modules(folder):
+                name = file.relative_to(folder).as_posix()
+                if name not in written:  # of two modules of a name, the first is imported
+                    written.add(name)
+                    archive.writestr(zipfile.ZipInfo(name), file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return content.getvalue()
+
+
+def _modules(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".py" and path.is_file():
+            yield path
+        elif path.name != _INSTALLED and (path / "__init__.py").is_file():
+            yield from sorted(path.rglob("*.py"))

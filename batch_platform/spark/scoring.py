@@ -1,7 +1,7 @@
 """The Spark engine: scores on the executors of a cluster, which read and write the home on a file system that they share.
 
 Each partition is one task, or several where it is large. The tasks of some partitions are one job of Spark, without a shuffle:
-`spark_task.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
+`scoring_tasks.py` is all that an executor runs. The driver takes the summary that Spark returned for each task, once all are there,
 and merges them; of the rows it reads only the scores that challengers rank, from files of one partition at a time.
 """
 
@@ -27,15 +27,13 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
-from batch_platform.features.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
-from batch_platform.features.spark.parts import parts_of
-from batch_platform.features.spark.staging import ObjectStaging, object_staging, store_errors
-from batch_platform.features.spark.task import require_here
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
-from batch_platform.scoring.engines.spark_task import SUMMARY, Job, Summary, Task, run_tasks
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
 from batch_platform.scoring.partition import Staged, merged, unwatched
+from batch_platform.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
+from batch_platform.spark.scoring_tasks import SUMMARY, Job, Summary, Task, parts_of, run_tasks
+from batch_platform.spark.staging import ObjectStaging, object_staging, require_here, store_errors
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession

@@ -1,23 +1,36 @@
-"""Jobs of Spark: run on threads of their own, watched, and given up if the cluster leaves them without executors."""
+"""Jobs of Spark: run on threads of their own, watched, and given up if the cluster leaves them without executors.
+
+The cluster behind a session is Spark in this process's Java, or a server of Spark Connect; a job has a group, which is a job group there
+and a tag here.
+"""
 
 import logging
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.spark.cluster import Cluster, cluster_of, is_stopped, without_secrets
-from batch_platform.features.spark.session import shortest, spark_session
-from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
+from batch_platform.spark.session import (
+    executors_of,
+    is_connect,
+    is_remote,
+    is_stopped,
+    shortest,
+    spark_session,
+    without_secrets,
+)
+from batch_platform.spark.staging import FULL_DISK, SAME_ENVIRONMENT
 from batch_platform.warehouse.home import Home
 
 if TYPE_CHECKING:
+    from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
 SECONDS_BETWEEN_LOOKS = 1.0  # reading the progress of jobs takes processor time of the driver, in Python and Java
@@ -34,6 +47,127 @@ _EXECUTOR = re.compile(r"\(TID \d+\) \((\S+) executor ")
 _NO_ROOM = re.compile(r"[^\n]*\b(?:No space left on device|File too large|Disk quota exceeded)")
 _OURS = re.compile(r"batch_platform\.declaration\.errors\.\w+: (.+?)(?: Hint: (.+))?$")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The tasks of a job."""
+
+    done: int = 0
+    tasks: int = 0
+    is_left_alone: bool = False  # the cluster gives it nothing to run on
+
+
+class OwnJava:
+    """Spark in the Java of this process."""
+
+    def __init__(self, session: "SparkSession") -> None:
+        """Take a session that runs."""
+        context = session.sparkContext
+        self.session, self.master, self.page = session, context.master or "", context.uiWebUrl or ""
+        self.application = context.applicationId
+
+    def cores(self) -> int:
+        """Number of tasks that run at a time."""
+        return self.session.sparkContext.defaultParallelism
+
+    @contextmanager
+    def marked(self, group: str, shown: str) -> Generator[None]:
+        """Let the jobs of this thread be a job group."""
+        self.session.sparkContext.setJobGroup(group, shown, interruptOnCancel=True)
+        yield
+
+    def cancel(self, groups: Iterable[str]) -> None:
+        """End groups of jobs, unless Spark has ended."""
+        from py4j.protocol import Py4JError
+
+        with suppress(Py4JError, OSError):
+            if not is_stopped(self.session):
+                for group in groups:
+                    self.session.sparkContext.cancelJobGroup(group)
+
+    def progress(self, group: str) -> Progress:
+        """The tasks of a job group; without executors it is left alone."""
+        jobs = self.session.sparkContext.statusTracker().getJobIdsForGroup(group)
+        stages = [stage for number in jobs for stage in self._stages(number)]
+        done, tasks = sum(stage.numCompletedTasks for stage in stages), sum(stage.numTasks for stage in stages)
+        left_alone = not self.master.startswith("local") and not executors_of(self.session)
+        return Progress(done, tasks, is_left_alone=left_alone)
+
+    def give_up(self, group: str) -> None:
+        """Stop Spark: jobs without executors are not cancelled."""
+        del group
+        self.session.stop()
+
+    def _stages(self, number: int) -> list["SparkStageInfo"]:
+        tracker = self.session.sparkContext.statusTracker()
+        info = tracker.getJobInfo(number)
+        stages = [tracker.getStageInfo(stage) for stage in (info.stageIds if info else ())]
+        return [stage for stage in stages if stage is not None]
+
+
+class ConnectServer:
+    """A server of Spark Connect, which tells of its work only what it streams to a waiting thread."""
+
+    def __init__(self, session: "SparkSession", master: str) -> None:
+        """Take a session that is connected to an address."""
+        remote: Any = session  # its methods have the types of a session in Java
+        self.session, self.master, self.page = session, master, ""
+        self.application = session.conf.get("spark.app.id", None) or remote.session_id
+        self._groups, self._progress = dict[int, str](), dict[str, Progress]()  # key of the first: thread that waits
+        remote.registerProgressHandler(self._told)
+
+    def cores(self) -> int:
+        """Number of parts that Spark makes of a range, which is the number of tasks that run at a time."""
+        parts = self.session.range(1_000_000).selectExpr("spark_partition_id() AS part").groupBy().max("part").collect()
+        return int(parts[0][0]) + 1
+
+    @contextmanager
+    def marked(self, group: str, shown: str) -> Generator[None]:
+        """Let what this thread executes have a tag."""
+        del shown
+        self._groups[get_ident()] = group
+        self.session.addTag(group)
+        try:
+            yield
+        finally:
+            self.session.removeTag(group)
+            del self._groups[get_ident()]
+            self._progress.pop(group, None)
+
+    def cancel(self, groups: Iterable[str]) -> None:
+        """End what has one of these tags, unless Spark has ended."""
+        from pyspark.errors import PySparkException
+
+        with suppress(PySparkException, OSError):
+            if not is_stopped(self.session):
+                for group in groups:
+                    self.session.interruptTag(group)
+
+    def progress(self, group: str) -> Progress:
+        """The tasks of a tag; while none of them runs it is left alone."""
+        return self._progress.get(group, Progress())
+
+    def give_up(self, group: str) -> None:
+        """End what has the tag; the server goes on, and others use it."""
+        self.cancel([group])
+
+    def _told(self, *, stages: Iterable[Any], inflight_tasks: int, done: bool, **_: object) -> None:
+        """Keep what Spark tells on the thread that waits for it."""
+        if group := self._groups.get(get_ident()):
+            finished, tasks = sum(it.num_completed_tasks for it in stages), sum(it.num_tasks for it in stages)
+            left_alone = not (done or inflight_tasks or finished == tasks)
+            self._progress[group] = Progress(finished, tasks, is_left_alone=left_alone)
+
+
+Cluster = OwnJava | ConnectServer  # both offer the same
+
+
+def cluster_of(session: "SparkSession", declared: str) -> Cluster:
+    """The cluster of a session; one of Spark Connect that is lent does not tell its address, so it has the declared one."""
+    if not is_remote(session):
+        return OwnJava(session)
+    return ConnectServer(session, without_secrets(declared) if is_connect(declared) else "Spark Connect")
 
 
 def spark_errors() -> tuple[type[Exception], ...]:

@@ -4,13 +4,15 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.retention import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.retention import Expired, expired, why_left
-from batch_platform.pipeline.state import State, with_snapshots_over
+from batch_platform.planning.artifacts import with_snapshots_over
+from batch_platform.planning.retention import Expired, expired, why_left
+from batch_platform.planning.state import State
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,23 @@ class Question:
     spec: PipelineSpec
     state: State  # knows which snapshots stay as they were taken
     request: PlanRequest
-    wanted: Sequence[Partition]  # oldest first
+    partitions: Sequence[Partition]  # those that it is about, oldest first
     # Partitions that are left as they are unless they are named.
-    old: Expired = field(default_factory=dict[RetentionKind, Sequence[Partition]])
+    expired: Expired = field(default_factory=dict[RetentionKind, Sequence[Partition]])
 
     @property
     def now(self) -> datetime:
         """The time of the request."""
         return self.request.now
+
+    @cached_property
+    def due(self) -> list[Partition]:
+        """The partitions that are due at its time, wanted or not."""
+        return self.spec.partitions.calendar.due(self.now)
+
+    def is_servable(self, partition: Partition) -> bool:
+        """Return whether a model can serve a partition."""
+        return partition.start >= self.spec.periods.served.first_start
 
     @classmethod
     def of(cls, spec: PipelineSpec, state: State, request: PlanRequest) -> "Question":
@@ -62,10 +73,10 @@ class Question:
             old = expired(spec, state, request.now)
             left = state.dropped.keys() | why_left(spec, old).keys()
             return cls(spec, state, request, [item for item in due if item.key not in left], old)
-        wanted = [item for item in only if item in due]
-        if only and not wanted:
+        takeable = [item for item in only if item in due]
+        if only and not takeable:
             require_takeable(spec, only, request.now)
-        return cls(spec, state, request, wanted)
+        return cls(spec, state, request, takeable)
 
 
 def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
