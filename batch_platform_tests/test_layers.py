@@ -209,7 +209,7 @@ def test_a_module_is_one_thing_with_a_name_that_says_which():
             marks=pytest.mark.full,
         ),
         ("batch_platform.definitions", ("sklearn", "skops", "numba", "altair", "vl_convert")),
-        pytest.param("batch_platform.cli.report", ("altair", "vl_convert"), marks=pytest.mark.full),
+        pytest.param("batch_platform.cli.reading", ("altair", "vl_convert"), marks=pytest.mark.full),
     ],
 )
 def test_importing_stays_light(module: str, heavy: tuple[str, ...]):

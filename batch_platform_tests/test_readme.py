@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from batch_platform.cli.sample import CUSTOMERS
+from batch_platform.cli.demo import CUSTOMERS
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp

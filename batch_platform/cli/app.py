@@ -7,24 +7,25 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
-from batch_platform.cli.interrupting import resend_lost_interruptions
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
 from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
-COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
+COMMANDS = {  # each is the object `NAME_command` of a module, imported when it is called
     "demo": "Train, score and evaluate a shipped pipeline on real data.",
     "ui": "Start Dagster's webserver and daemon for the project.",
     "new": "Propose a pipeline for a table, as files to read and edit.",
@@ -48,6 +49,12 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "gc": "Remove files that nothing refers to.",
     "guide": "Show the guide in the terminal.",
 }
+MODULES = {  # of the commands that share one
+    "replay": "run",
+    **dict.fromkeys(("export", "sql", "rejected", "trace", "report"), "reading"),
+    **dict.fromkeys(("erase", "gc"), "drop"),
+    "restore": "backup",
+}
 REMOVED = {  # commands of earlier releases, with what to do instead
     "rename": "batch-platform run NEW_NAME makes everything under the new name; then batch-platform gc --drop OLD_NAME.",
 }
@@ -63,7 +70,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with terminal.uncollected():
-            return import_module(f"batch_platform.cli.{cmd_name}").command
+            module = import_module(f"batch_platform.cli.{MODULES.get(cmd_name, cmd_name)}")
+            return getattr(module, f"{cmd_name}_command")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -177,3 +185,53 @@ def explain(error: Exception) -> int:
     ours = explained(error, hint=terminal.debug_hint())
     terminal.fail(str(ours))
     return ours.exit_code
+
+
+_LATER = 0.05  # seconds after which the callback is over
+
+
+def resend_lost_interruptions() -> None:
+    """Interrupt the main thread again whenever Python drops or only prints the exception that stands for a signal.
+
+    The handler of a signal raises its exception in whatever Python code runs next. In a callback from C, a finalizer or a
+    `__del__`, Python prints it and goes on: LLVM calls such a callback after each function that it compiles for Numba. Errors
+    of finalizers of what was interrupted are dropped; all others are printed as before.
+    """
+    unraisable_hook, print_hook = sys.unraisablehook, sys.excepthook
+
+    def on_unraisable(dropped: "sys.UnraisableHookArgs") -> None:
+        from batch_platform.sources.interruption import was_interrupted  # which imports DuckDB
+
+        if _stands_for_a_signal(dropped.exc_type):
+            _send_again()
+        elif not was_interrupted():
+            unraisable_hook(dropped)
+
+    def on_printed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if _stands_for_a_signal(kind):
+            _send_again()
+        else:
+            print_hook(kind, error, traceback)
+
+    sys.unraisablehook, sys.excepthook = on_unraisable, on_printed
+
+
+def _stands_for_a_signal(kind: type[BaseException]) -> bool:
+    """Tell KeyboardInterrupt, and the exception that Dagster's handler raises within a run, from errors."""
+    return not issubclass(kind, (Exception, GeneratorExit, SystemExit))
+
+
+def _send_again() -> None:
+    """Interrupt the main thread from another one, once it is out of the code that lost the exception; once for several losses.
+
+    By SIGTERM: a shell lets its background processes ignore SIGINT.
+    """
+    if any(isinstance(thread, _Sender) for thread in threading.enumerate()):
+        return
+    sender = _Sender(_LATER, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
+    sender.daemon = True
+    sender.start()
+
+
+class _Sender(threading.Timer):
+    """Sends the signal."""

@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
-from batch_platform.cli.run import asked_for
+from batch_platform.cli.project import asked_for, find_project
 from batch_platform.components.progress import Pace
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
@@ -24,12 +23,10 @@ from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.warehouse.published import open_published
 
 
-@click.command(
+@terminal.command(
     "backtest",
-    epilog=terminal.examples(
-        "backtest churn --from 2026-04-01 --to 2026-04-30 --model 2026-03-01-7e122641",
-        "backtest churn --from 2026-04-01 --to 2026-04-30 --estimator churn.models.network",
-    ),
+    "backtest churn --from 2026-04-01 --to 2026-04-30 --model 2026-03-01-7e122641",
+    "backtest churn --from 2026-04-01 --to 2026-04-30 --estimator churn.models.network",
 )
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", required=True, help="First partition.")
@@ -49,9 +46,7 @@ from batch_platform.warehouse.published import open_published
     help="Estimator parameter as NAME=VALUE. The value is parsed as JSON, otherwise as text.",
 )
 @click.option("--scores", is_flag=True, help="Also store the score of every row, in PIPELINE.backtest_scores.")
-@terminal.reports
-@click.pass_obj
-def command(  # noqa: PLR0913 - the options of the command
+def backtest_command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     pipeline: str,
     first: str,
@@ -72,7 +67,7 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint=hint)
     model = BacktestModel(version, estimator, dict(map(_parameter, params)))
     wiring, now = find_project(folder).pipeline(pipeline), datetime.now(UTC)
-    partitions = asked_for(wiring, now, first, last, None)
+    partitions = asked_for(wiring.spec, now, first, last, None)
     open_published(wiring.pipeline().home).close()  # nothing is created where nothing was run
     stamp = Stamp(f"backtest-{uuid.uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
     count = len(partitions)

@@ -1,7 +1,7 @@
 """The `check` command: whether every pipeline would load, train and score, without reading a row."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
-from batch_platform.cli.remarks import remarks_on
 from batch_platform.components.receivers import require_known
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
@@ -17,8 +16,11 @@ from batch_platform.declaration.errors import (
     SourceError,
     WrongUseError,
     all_of,
+    counted,
+    listed,
     merged,
 )
+from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.delivery.known import require_sinks
@@ -30,19 +32,11 @@ from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.lock import staging_folder
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The faults that would make runs of a pipeline fail."""
-
-    pipeline: str
-    problem: str
-    hint: str | None
-
-
-@click.command("check", epilog=terminal.examples("check", "check --time-travel --partitions 10"))
+@terminal.command("check", "check", "check --time-travel --partitions 10")
 @click.option(
     "--time-travel",
     is_flag=True,
@@ -51,9 +45,7 @@ class Problem:
 @click.option(
     "--partitions", type=click.IntRange(min=1), default=3, show_default=True, help="How many for --time-travel."
 )
-@terminal.reports
-@click.pass_obj
-def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
+def check_command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
     errors = {
@@ -69,7 +61,9 @@ def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
         errors.setdefault(broken.name, []).append(broken.error)
     errors = dict(sorted(errors.items()))
     problems = [
-        Problem(name, error.message, error.hint) for name, of_pipeline in errors.items() for error in of_pipeline
+        {"pipeline": name, "problem": error.message, "hint": error.hint}
+        for name, of_pipeline in errors.items()
+        for error in of_pipeline
     ]
     terminal.report(
         {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems}
@@ -178,3 +172,51 @@ def _try_query(
     with pipeline.builder.sources.connect(partition, names=pipeline.builder.opened(sources)) as con:
         if query is not None:
             query.run(con, partition, columns)
+
+
+def remarks_on(pipeline: Pipeline, now: datetime) -> Iterator[str]:
+    """Say what no run fails of, and what predictions or their evaluation wait for."""
+    spec = pipeline.spec
+    yield from filter(None, (_never_served(spec), _by_place(spec)))
+    mature = [partition for partition in spec.partitions.calendar.due(now) if spec.periods.matures(partition) <= now]
+    with suppress(BatchPlatformError):  # labels that cannot be read are a problem, and told as one
+        if awaiting := [partition for partition in mature if pipeline.builder.awaited_label_sources(partition)]:
+            names = listed(map(repr, pipeline.builder.awaited_label_sources(awaiting[-1])))
+            yield f"evaluation waits: source {names} has no file of labels yet for {terminal.spans(ranges(awaiting))}"
+
+
+def _never_served(spec: PipelineSpec) -> str | None:
+    """Say which partitions no model will ever serve, and why; None if each of them can have one."""
+    calendar, first = spec.partitions.calendar, spec.periods.first_service
+    if first is None and calendar.last_end is None:
+        window, evaluate = spec.model.train.window, spec.model.train.evaluate
+        return f"no model will ever be trained: model.train.window ({window}) is too short for model.train.evaluate ({evaluate}) and labels.delay"
+    end = calendar.last_end if first is None else first.start
+    if first is not None and (begun := calendar.holding(first.start)) and begun.start < first.start:
+        end = begun.end
+    never = [] if end is None else calendar.within(calendar.first_start, end)
+    if not never:
+        return None
+    span = terminal.ends([partition.key for partition in never])
+    if first is not None and spec.periods.serving is None:
+        reason = f"warm-up, no model has enough to learn from before {first.key}"
+    elif first is not None:
+        reason = f"warm-up, {spec.periods.serves_from(first)}"
+    else:
+        every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"
+        begins = "no partition" if every is None else f"no serving period (model.train.every: {every})"
+        reason = (
+            f"{begins} begins before {calendar.end_key} with twice model.train.evaluate{delay} of partitions before it"
+        )
+    return f"no model will ever serve {counted(len(never), 'partition')} ({span}): {reason}"
+
+
+def _by_place(spec: PipelineSpec) -> str | None:
+    """Warn of a key that names other rows once a file holds new rows above them; None if there is none."""
+    grows = any(not source.by_partition for source in spec.sources.values()) and not spec.partitions.snapshot
+    if not grows or ROW_IN_FILE not in spec.features.key:
+        return None
+    return (
+        f"features.key: {ROW_IN_FILE} names rows by their place, so new rows above others give them the labels of other rows; "
+        "batch-platform guide sources shows how to name rows by what they hold"
+    )

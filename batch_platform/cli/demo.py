@@ -4,16 +4,17 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
+import polars as pl
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import explained, find_or_create_project, shipped_project
-from batch_platform.cli.run import asked_for, bring_up_to_date
-from batch_platform.cli.sample import customers
+from batch_platform.cli.project import asked_for, explained, find_or_create_project, shipped_project
+from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, named, number
 from batch_platform.monitoring.outcomes import UnitRule
@@ -31,28 +32,14 @@ WINDOWS: dict[str, tuple[str | None, str | None]] = {  # first and last partitio
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A metric of a model over all that the demo scored."""
-
-    model: str  # the champions together, or the name of a challenger
-    metric: str
-    value: float
-    low: float | None  # ends of the 95% interval
-    high: float | None
-    rows: int
-
-
-@click.command("demo", epilog=terminal.examples("demo", "demo --list", "demo credit_default --copy-to bank"))
+@terminal.command("demo", "demo", "demo --list", "demo credit_default --copy-to bank")
 @click.argument("name", default=FLIGHTS)
 @click.option("--table", metavar="FILE", help="Only write a small CSV table of customers to FILE, to try `new` with.")
 @click.option("--list", "listing", is_flag=True, help="List the demos.")
 @click.option(
     "--copy-to", "target", type=click.Path(path_type=Path), help="Copy the pipeline and its data to this project."
 )
-@terminal.reports
-@click.pass_obj
-def command(folder: Path | None, name: str, table: str | None, target: Path | None, *, listing: bool) -> None:
+def demo_command(folder: Path | None, name: str, table: str | None, target: Path | None, *, listing: bool) -> None:
     """Train, score and evaluate a shipped pipeline on real data, and say what to try next.
 
     Without NAME these are two months of flights. The data go to the current folder, or to BATCH_PLATFORM_HOME.
@@ -74,7 +61,7 @@ def command(folder: Path | None, name: str, table: str | None, target: Path | No
     wiring = project.pipeline(name)
     first, last = WINDOWS.get(name, (None, None))
     now = datetime.now(UTC)
-    partitions = asked_for(wiring, now, first, last, None)
+    partitions = asked_for(wiring.spec, now, first, last, None)
     terminal.say(wiring.spec.description or name)
     windowed = bool(first or last)
     outcome = bring_up_to_date(project, wiring, PlanRequest(now, partitions, serve_all=windowed), named=windowed)
@@ -83,10 +70,9 @@ def command(folder: Path | None, name: str, table: str | None, target: Path | No
     measured, segments = _measured(wiring, project.home), _segments(wiring, project.home)
     terminal.report({"outcome": outcome, "measured": measured, "segments": segments})
     terminal.say()
-    rows = [
-        (it.model, it.metric, it.value, "-" if it.low is None else f"{number(it.low)} to {number(it.high)}", it.rows)
-        for it in measured
-    ]
+    rows = list[tuple[object, ...]]()
+    for model, metric, value, low, high, count in map(dict.values, measured):
+        rows.append((model, metric, value, "-" if low is None else f"{number(low)} to {number(high)}", count))
     if rows:
         terminal.show_table(("model", "metric", "value", "95% interval", "rows"), rows)
     if segments:
@@ -149,18 +135,20 @@ def _copy(name: str, target: Path) -> None:
         terminal.say(f"{'      ' if at else 'Next: '}{step}")
 
 
-def _measured(wiring: Wiring, home: Home) -> list[Measured]:
-    """The gate's metric of all that was scored and has a label, for the champions together and for each challenger."""
+def _measured(wiring: Wiring, home: Home) -> list[dict[str, Any]]:
+    """The gate's metric of all that was scored and has a label, for the champions together and for each challenger.
+
+    Each with the ends of its 95% interval, or None, and the number of rows.
+    """
     spec, metric = wiring.spec, wiring.spec.model.promote.metric
     if spec.labels is None:
         return []
     with open_published(home) as con:
         only = [metric] if metric else None
         metrics = pooled_performance(con, spec.name, by_version=False, only=only, unit=UnitRule.of(spec))
-    return [
-        Measured(row["challenger"] or "champion", *(row[name] for name in ("metric", "value", "low", "high", "rows")))
-        for row in metrics.sort("challenger", nulls_last=False).iter_rows(named=True)
-    ]
+    model = pl.col("challenger").fill_null("champion").alias("model")
+    rows = metrics.sort("challenger", nulls_last=False)
+    return rows.select(model, "metric", "value", "low", "high", "rows").to_dicts()
 
 
 def _segments(wiring: Wiring, home: Home) -> dict[str, int]:
@@ -182,3 +170,26 @@ def _called(program: str) -> str:
     if not ours.exists() or (found and Path(found).parent.samefile(ours.parent)):
         return program
     return shlex.quote(min(os.path.relpath(ours), str(ours), key=len))
+
+
+CUSTOMERS = 1_500
+OUTCOME_OPEN = 200  # newest customers, of whom nobody knows yet whether they leave
+
+
+def customers() -> pl.DataFrame:
+    """Invented customers, the same ones at every call."""
+    random = np.random.default_rng(7)
+    plans, ages = random.choice(["basic", "plus", "family"], CUSTOMERS), random.integers(18, 80, CUSTOMERS)
+    visits, spent = random.poisson(4, CUSTOMERS), random.gamma(2, 30, CUSTOMERS).round(2)
+    leaves = random.random(CUSTOMERS) < 1 / (1 + np.exp(0.5 * visits - 0.8 * (plans == "basic") - 1.2))
+    known = pl.int_range(CUSTOMERS, eager=True) < CUSTOMERS - OUTCOME_OPEN
+    return pl.DataFrame(
+        {
+            "customer": [f"C{number:05}" for number in range(CUSTOMERS)],
+            "plan": plans,
+            "age": ages,
+            "visits": visits,
+            "spent": spent,
+            "churned": pl.Series(np.where(leaves, "yes", "no")),
+        }
+    ).with_columns(churned=pl.when(known).then("churned"))

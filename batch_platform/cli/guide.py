@@ -1,6 +1,7 @@
 """The `guide` command: show the pages of the guide."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import click
 
@@ -38,10 +39,9 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
 }
 
 
-@click.command("guide", epilog=terminal.examples("guide", "guide monitoring"))
+@terminal.command("guide", "guide", "guide monitoring")
 @click.argument("page", required=False)
-@terminal.reports
-def command(page: str | None) -> None:
+def guide_command(_folder: Path | None, page: str | None) -> None:
     """Show a page of the guide, or the list of its pages."""
     if page is None:
         terminal.report(PAGES)

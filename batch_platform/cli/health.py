@@ -1,7 +1,6 @@
 """The `health` command: one quick answer for probes, from what is published and recorded."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,48 +21,14 @@ from batch_platform.warehouse.recovery import behind_since
 DAEMON_LIMIT = timedelta(minutes=5)  # a daemon that works reports every 30 s
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a probe; times are in UTC."""
-
-    healthy: bool
-    problems: list[str]
-    home: Path
-    published_at: datetime | None  # time of the last change that readers see; None if nothing is published yet
-    behind: bool  # the warehouse was written since
-    lock_holder: str | None  # process that holds the warehouse
-    lock_since: datetime | None
-    daemon_at: datetime | None  # last sign of life of Dagster's daemon; None if none was ever started
-    overdue: dict[str, Aspect]  # pipelines whose newest partition is not scored although it should be
-
-
-@click.command("health", epilog=terminal.examples("health", "health --json"))
-@terminal.reports
-@click.pass_obj
-def command(folder: Path | None) -> None:
+@terminal.command("health", "health", "health --json")
+def health_command(folder: Path | None) -> None:
     """Answer a probe: end with exit code 1 if the home, the lock or the daemon needs somebody, and say what is overdue.
 
     It waits for nothing, changes nothing and asks no source. What is overdue does not change the exit code, since starting
     a process again would not mend it: status --fail-on looks at the data.
     """
     project, now = find_project(folder), datetime.now(UTC)
-    answer = _look(project, now)
-    terminal.report(answer)
-    for problem in answer.problems:
-        terminal.fail(problem)
-    if answer.healthy:
-        published = (
-            "nothing is published yet" if answer.published_at is None else f"published {_ago(answer.published_at, now)}"
-        )
-        daemon = "" if answer.daemon_at is None else f"; the daemon reported {_ago(answer.daemon_at, now)}"
-        terminal.say(f"healthy: {published}{daemon}")
-    for pipeline, aspect in answer.overdue.items():
-        terminal.say(f"{pipeline} is overdue: {aspect.text}")
-    if not answer.healthy:
-        raise click.exceptions.Exit(1)
-
-
-def _look(project: Project, now: datetime) -> Answer:
     home, problems = project.home, list[str]()
     copy, holder, overdue = current_copy(home), standing_holder(home), dict[str, Aspect]()
     try:
@@ -90,17 +55,29 @@ def _look(project: Project, now: datetime) -> Answer:
             f"Dagster's daemon last reported {_ago(daemon_at, now)}; without it no schedule works. Hint: start it again, for "
             "example with batch-platform ui."
         )
-    return Answer(
-        healthy=not problems,
-        problems=problems,
-        home=home.root,
-        published_at=_changed_at(copy),
-        behind=behind_since(home) is not None,
-        lock_holder=None if holder is None else holder.process,
-        lock_since=None if holder is None else holder.since,
-        daemon_at=daemon_at,
-        overdue=overdue,
-    )
+    published_at = datetime.fromtimestamp(copy.stat().st_mtime, UTC) if copy is not None and copy.exists() else None
+    answer = {
+        "healthy": not problems,
+        "problems": problems,
+        "home": home.root,
+        "published_at": published_at,  # time of the last change that readers see; null if nothing is published yet
+        "behind": behind_since(home) is not None,  # the warehouse was written since
+        "lock_holder": None if holder is None else holder.process,  # process that holds the warehouse
+        "lock_since": None if holder is None else holder.since,
+        "daemon_at": daemon_at,  # last sign of life of Dagster's daemon; null if none was ever started
+        "overdue": overdue,  # pipelines whose newest partition is not scored although it should be
+    }
+    terminal.report(answer)
+    for problem in problems:
+        terminal.fail(problem)
+    if not problems:
+        published = "nothing is published yet" if published_at is None else f"published {_ago(published_at, now)}"
+        daemon = "" if daemon_at is None else f"; the daemon reported {_ago(daemon_at, now)}"
+        terminal.say(f"healthy: {published}{daemon}")
+    for pipeline, aspect in overdue.items():
+        terminal.say(f"{pipeline} is overdue: {aspect.text}")
+    if problems:
+        raise click.exceptions.Exit(1)
 
 
 def _overdue(project: Project, now: datetime) -> Iterator[tuple[str, Aspect]]:
@@ -108,10 +85,6 @@ def _overdue(project: Project, now: datetime) -> Iterator[tuple[str, Aspect]]:
         aspect = freshness(pipeline.spec, pipeline.published_ledgers(), now)
         if not aspect.passed:
             yield name, aspect
-
-
-def _changed_at(copy: Path | None) -> datetime | None:
-    return None if copy is None or not copy.exists() else datetime.fromtimestamp(copy.stat().st_mtime, UTC)
 
 
 def _ago(at: datetime, now: datetime) -> str:

@@ -21,7 +21,6 @@ from batch_platform.declaration.errors import (
     listed,
     require_local,
 )
-from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
 from batch_platform.models.gate import MEETS
 from batch_platform.models.judged import on_shared_rows
@@ -39,6 +38,7 @@ from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.published import open_published
 
 HASH_DIGITS = 12  # digits of a hash in a table
+GATE = "gate"  # the actor that decides after a training
 DECISION_WIDTH = 150  # characters of a decision in a table; `show` has it in full
 
 
@@ -112,25 +112,25 @@ class _ListByDefault(click.Group):
 )
 @click.argument("pipeline")
 @click.pass_context
-def command(context: click.Context, pipeline: str) -> None:
+def models_command(context: click.Context, pipeline: str) -> None:
     """Work with the trained versions of PIPELINE. Lists them if no command follows."""
     context.obj = _Target(context.obj, pipeline)
     if context.invoked_subcommand is None:
         context.invoke(list_versions)
 
 
-@command.command("list", epilog=terminal.examples("models churn list", "models churn list --json"))
-@terminal.reports
-@click.pass_obj
+@terminal.command("list", "models churn list", "models churn list --json", group=models_command)
 def list_versions(target: _Target) -> None:
     """List all versions and mark the champion."""
     pipeline = target.declared()
     state = pipeline.published_state()
     registry, champion = state.registry, state.registry.champion(datetime.now(UTC))
     corrected = relabelled(pipeline.history, registry.versions, state.dropped)
-    versions: list[VersionSummary] = []
+    versions, judged_by_gate = list[VersionSummary](), set[str]()
     for version in registry.versions:
         decision = registry.last_decision(version.version)
+        if decision and decision.actor == GATE:
+            judged_by_gate.add(version.version)
         summary = VersionSummary(
             version=version.version,
             serving_period=version.serving_period,
@@ -158,7 +158,9 @@ def list_versions(target: _Target) -> None:
                 version.version,
                 "*" if version.champion else "",
                 *((version.challenger or "",) if challenged else ()),
-                shorten(_decision_of(version), DECISION_WIDTH, placeholder=" …"),
+                shorten(
+                    _decision_of(version, by_gate=version.version in judged_by_gate), DECISION_WIDTH, placeholder=" …"
+                ),
                 version.rows_trained,
                 *(version.metrics.get(name) for name in metrics),
             )
@@ -167,13 +169,13 @@ def list_versions(target: _Target) -> None:
     )
 
 
-@command.command(
+@terminal.command(
     "show",
-    epilog=terminal.examples("models churn show 2026-03-01-7e122641", "models churn show 2026-03-01-7e122641 --json"),
+    "models churn show 2026-03-01-7e122641",
+    "models churn show 2026-03-01-7e122641 --json",
+    group=models_command,
 )
 @click.argument("version")
-@terminal.reports
-@click.pass_obj
 def show_version(target: _Target, version: str) -> None:
     """Show the manifest of a version and the decisions about it."""
     pipeline = target.declared()
@@ -196,7 +198,7 @@ def show_version(target: _Target, version: str) -> None:
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
     judged, days = stored.judged_training, None if pipeline.spec.partitions.snapshot else stored.judged_training.days
-    show_metrics(
+    terminal.show_metrics(
         stored.evaluation.metrics,
         stored.evaluation.baseline,
         refit=stored.refit,
@@ -214,11 +216,11 @@ def show_version(target: _Target, version: str) -> None:
         terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {event.action} by {event.actor}: {event.reason}")
 
 
-@command.command(
+@terminal.command(
     "card",
-    epilog=terminal.examples(
-        "models churn card 2026-03-01-7e122641", "models churn card 2026-03-01-7e122641 --out card.html"
-    ),
+    "models churn card 2026-03-01-7e122641",
+    "models churn card 2026-03-01-7e122641 --out card.html",
+    group=models_command,
 )
 @click.argument("version")
 @click.option(
@@ -227,8 +229,6 @@ def show_version(target: _Target, version: str) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write, whose name ends with .md or .html. Default: print Markdown.",
 )
-@terminal.reports
-@click.pass_obj
 def write_card(target: _Target, version: str, file: Path | None) -> None:
     """Write the model card of a version: one page with its purpose, data, metrics, features, limits and decisions."""
     if file:
@@ -252,17 +252,14 @@ def write_card(target: _Target, version: str, file: Path | None) -> None:
     terminal.say(f"The card of {version} is written to {file}")
 
 
-@command.command(
+@terminal.command(
     "compare",
-    epilog=terminal.examples(
-        "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe",
-        "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe --json",
-    ),
+    "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe",
+    "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe --json",
+    group=models_command,
 )
 @click.argument("left", metavar="VERSION")
 @click.argument("right", metavar="OTHER_VERSION")
-@terminal.reports
-@click.pass_obj
 def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, what else differs, and which is better on the same rows.
 
@@ -288,8 +285,8 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
         own, other = map(measure, shared)
         values |= {f"metrics.{name}": (own.get(name), other.get(name)) for name in own | other}
     facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
-    told = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
-    terminal.report({**facts, "verdict": told})
+    judged = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
+    terminal.report({**facts, "verdict": judged})
     known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
@@ -327,9 +324,7 @@ def _shortened(name: str, value: object) -> object:
     return value[:HASH_DIGITS] if name.endswith("sha256") and isinstance(value, str) else value
 
 
-@command.command("timeline", epilog=terminal.examples("models churn timeline", "models churn timeline --json"))
-@terminal.reports
-@click.pass_obj
+@terminal.command("timeline", "models churn timeline", "models churn timeline --json", group=models_command)
 def show_timeline(target: _Target) -> None:
     """Show which version serves from which partition on, by whose decision, and what is stale because of it.
 
@@ -365,18 +360,15 @@ def show_timeline(target: _Target) -> None:
         )
 
 
-@command.command(
+@terminal.command(
     "promote",
-    epilog=terminal.examples(
-        "models churn promote 2026-03-01-7e122641",
-        "models churn promote 2026-03-01-7e122641 --from 2026-03-15",
-    ),
+    "models churn promote 2026-03-01-7e122641",
+    "models churn promote 2026-03-01-7e122641 --from 2026-03-15",
+    group=models_command,
 )
 @click.argument("version")
 @click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: from its serving period on.")
 @click.option("--reason", default="", help="Reason to record with the decision.")
-@terminal.reports
-@click.pass_obj
 def promote_version(target: _Target, version: str, first: str | None, reason: str) -> None:
     """Let a version serve from a partition on, until the next decision. Any version: older, refused or withdrawn."""
     pipeline = target.declared()
@@ -386,9 +378,8 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
     _show_decision(decision, pipeline, rescored=False)
 
 
-@command.command(
-    "rollback",
-    epilog=terminal.examples("models churn rollback", "models churn rollback --from 2026-03-15 --rescore"),
+@terminal.command(
+    "rollback", "models churn rollback", "models churn rollback --from 2026-03-15 --rescore", group=models_command
 )
 @click.option(
     "--from",
@@ -398,8 +389,6 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
 )
 @click.option("--reason", default="", help="Reason to record with the decision.")
 @click.option("--rescore", is_flag=True, help="Score the affected partitions again with the previous version.")
-@terminal.reports
-@click.pass_obj
 def roll_back_champion(target: _Target, first: str | None, reason: str, *, rescore: bool) -> None:
     """Withdraw the champion, so that the previous version serves again, and list the partitions it scored."""
     project = find_project(target.folder)
@@ -417,22 +406,6 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
             project, project.pipeline(target.pipeline), PlanRequest(maker.at, partitions, serve_all=True), named=True
         ).error:
             raise RunFailedError(error)
-
-
-def show_metrics(metrics: Mapping[str, float], baseline: Baseline | None, *, refit: bool, judged: str) -> None:
-    """Print each metric on the evaluation rows beside that of the trivial baseline; `judged` says what the judged fit learned from."""
-    if not metrics:
-        return
-    name, of_baseline = (baseline.name, baseline.metrics) if baseline else ("none", {})
-    terminal.say(f"metrics on the evaluation rows; trivial baseline: {name}")
-    if refit:
-        terminal.say(
-            f"  They are those of the judged fit{judged and ', which '}{judged}. The fit that serves learned from these rows too."
-        )
-    terminal.show_table(
-        ("metric", "value", "baseline"),
-        [(metric, value, of_baseline.get(metric)) for metric, value in sorted(metrics.items())],
-    )
 
 
 def _show_search(search: Mapping[str, Any], params: Mapping[str, Any]) -> None:
@@ -490,15 +463,16 @@ def _show_decision(decision: Decision, pipeline: Pipeline, *, rescored: bool) ->
         terminal.say(f"  until {_first(pipeline, decision.until)}, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
-        span = first if first == last else f"{first} to {last}"
-        terminal.say(f"  scored by another version: {counted(len(partitions), 'partition')} ({span})")
+        terminal.say(
+            f"  scored by another version: {counted(len(partitions), 'partition')} ({terminal.ends(partitions)})"
+        )
         if not rescored:
             terminal.say(f"  batch-platform run {event.pipeline} --from {first} --to {last}   scores them again")
 
 
-def _decision_of(version: VersionSummary) -> str:
+def _decision_of(version: VersionSummary, *, by_gate: bool) -> str:
     remarks = version.reason.removeprefix(MEETS).removeprefix("; ")
     decision = f"{version.decision}: {remarks}" if remarks else version.decision
-    if version.suspected_leaks and "a leak is suspected" not in decision:  # a person's reason may not say so
+    if version.suspected_leaks and not by_gate:  # the gate's reason says so
         decision += f"; a leak is suspected: {'; '.join(map(str, version.suspected_leaks))}"
     return f"{decision}; its labels were corrected since" if version.labels_corrected else decision

@@ -33,8 +33,7 @@ from batch_platform.monitoring.comparison import ROUNDING
 from batch_platform.pipeline.declared import from_environment
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.proposal.choices import MOST_LISTED, Asked, Proposal, likely_labels, propose
-from batch_platform.proposal.dated import layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import files_of, layout
 from batch_platform.proposal.instants import ORDERS, DateOrder
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.summary import report_of, sentences
@@ -44,12 +43,10 @@ from batch_platform.proposal.trial import SECONDS, Trial, candidates, past_of, r
 _NONE = "none"  # answer to a question on a terminal
 
 
-@click.command(
+@terminal.command(
     "new",
-    epilog=terminal.examples(
-        "new churn --from customers.csv --label churned",
-        "new sales --from 'daily/*.parquet' --time sold_at --key store --key sold_at",
-    ),
+    "new churn --from customers.csv --label churned",
+    "new sales --from 'daily/*.parquet' --time sold_at --key store --key sold_at",
 )
 @click.argument("name")
 @click.option(
@@ -84,9 +81,7 @@ _NONE = "none"  # answer to a question on a terminal
 @click.option(
     "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
 )
-@terminal.reports
-@click.pass_obj
-def command(  # noqa: PLR0913 - the options of the command
+def new_command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     name: str,
     file: str,

@@ -8,10 +8,12 @@ import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, all_of, listed, named
 from batch_platform.declaration.explaining import explained as as_our_own
 from batch_platform.declaration.spec import ASSETS, PipelineSpec
@@ -176,7 +178,8 @@ class Project:
 
     def pipeline(self, name: str) -> "Wiring":
         """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
-        self._ask_for(name)
+        if self.is_shipped:
+            ask_for(name)  # a demo is loaded by its name, before anything is
         wiring = self._named(name, self.pipelines, self._loaded[1])
         self.require_same_clocks(wiring.spec)
         return wiring
@@ -194,13 +197,9 @@ class Project:
 
     def declared_as(self, name: str) -> Pipeline:
         """The same pipeline, for commands that start no run."""
-        self._ask_for(name)
-        return self._named(name, self.declared, self.broken)
-
-    def _ask_for(self, name: str) -> None:
-        """Let a shipped demo be loaded by its name, before anything is."""
         if self.is_shipped:
-            ask_for(name)
+            ask_for(name)  # a demo is loaded by its name, before anything is
+        return self._named(name, self.declared, self.broken)
 
     def _named(self, name: str, pipelines: Mapping[str, Named], broken: "Sequence[BrokenPipeline]") -> Named:
         if name not in pipelines and (errors := [item.error for item in broken if item.name == name]):
@@ -367,3 +366,36 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"{path} cannot be read: {error}."
         raise WrongUseError(msg) from error
+
+
+def asked_for(
+    spec: PipelineSpec, now: datetime, first: str | None, last: str | None, only: str | None
+) -> list[Partition]:
+    """The due partitions that the options of `run` select; without options, all of them.
+
+    Raises:
+        WrongUseError: A key is invalid or lies in the future, or the options contradict each other.
+    """
+    if only and (first or last):
+        msg = "--partition selects a single partition and cannot be combined with --from or --to."
+        raise WrongUseError(msg, hint="leave --from and --to out, or use them alone.")
+    due = spec.partitions.calendar.due(now)
+    begin, end = (_due(spec, key, due) if key else None for key in (only or first, only or last))
+    if begin is not None and end is not None and begin.start > end.start:
+        msg = f"{spec.name}: --from {begin.key} is later than --to {end.key}."
+        raise WrongUseError(msg, hint=f"--from {end.key} --to {begin.key}")
+    return [
+        partition
+        for partition in due
+        if (begin is None or partition.start >= begin.start) and (end is None or partition.start <= end.start)
+    ]
+
+
+def _due(spec: PipelineSpec, key: str, due: Sequence[Partition]) -> Partition:
+    partition = spec.partitions.calendar.named(key)
+    if not due or partition.start > due[-1].start:
+        newest = f"the newest partition that is due is {due[-1].key!r}" if due else "no partition is due yet"
+        msg = f"{spec.name}: partition {key!r} lies in the future; {newest}."
+        hint = "a partition is due when it ends; with partitions.end_offset: 1 it is due when it starts."
+        raise WrongUseError(msg, hint=hint)
+    return partition

@@ -1,4 +1,4 @@
-"""The `run` command: announce the plan, carry it out in runs that Dagster records, report the outcome."""
+"""The commands that bring partitions up to date, in runs that Dagster records: `run` and `replay`."""
 
 import getpass
 from collections import Counter
@@ -14,7 +14,7 @@ import dagster as dg
 
 from batch_platform.cli import summary, terminal
 from batch_platform.cli.instance import VARIABLE, own_instance
-from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.project import Project, asked_for, find_project
 from batch_platform.cli.running import Runs, open_instance
 from batch_platform.cli.summary import RunSummary, summary_of
 from batch_platform.components.events import log_unknown_commits
@@ -33,9 +33,7 @@ from batch_platform.planning.state import State
 from batch_platform.planning.steps import STEPS, TASKS, Item, Step, ranges
 
 
-@click.command(
-    "run", epilog=terminal.examples("run flight_delays", "run flight_delays --from 2013-03-01 --to 2013-03-31")
-)
+@terminal.command("run", "run flight_delays", "run flight_delays --from 2013-03-01 --to 2013-03-31")
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one a model serves.")
 @click.option("--to", "last", metavar="KEY", help="Last partition (inclusive). Default: the last one that is due.")
@@ -44,9 +42,7 @@ from batch_platform.planning.steps import STEPS, TASKS, Item, Step, ranges
 @click.option("--force", is_flag=True, help="Build and score partitions again even if nothing has changed.")
 @click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
 @click.option("--retrain", is_flag=True, help="Train the newest model again even if nothing has changed.")
-@terminal.reports
-@click.pass_obj
-def command(  # noqa: PLR0913 - the options of the command
+def run_command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     pipeline: str,
     first: str | None,
@@ -66,7 +62,7 @@ def command(  # noqa: PLR0913 - the options of the command
         msg = "--retrain trains a model, and --model scores with a version that exists."
         raise WrongUseError(msg, hint="leave one of the two out.")
     now = datetime.now(UTC)
-    partitions = asked_for(wiring, now, first, last, only)
+    partitions = asked_for(wiring.spec, now, first, last, only)
     named = bool(first or only)
     if model and named:
         _require_servable(wiring, partitions[0], model)
@@ -77,28 +73,6 @@ def command(  # noqa: PLR0913 - the options of the command
     terminal.report(outcome)
     if outcome.error:
         raise RunFailedError(outcome.error)
-
-
-def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:
-    """The due partitions that the options of `run` select; without options, all of them.
-
-    Raises:
-        WrongUseError: A key is invalid or lies in the future, or the options contradict each other.
-    """
-    if only and (first or last):
-        msg = "--partition selects a single partition and cannot be combined with --from or --to."
-        raise WrongUseError(msg, hint="leave --from and --to out, or use them alone.")
-    spec = wiring.spec
-    due = spec.partitions.calendar.due(now)
-    begin, end = (_due(wiring, key, due) if key else None for key in (only or first, only or last))
-    if begin is not None and end is not None and begin.start > end.start:
-        msg = f"{spec.name}: --from {begin.key} is later than --to {end.key}."
-        raise WrongUseError(msg, hint=f"--from {end.key} --to {begin.key}")
-    return [
-        partition
-        for partition in due
-        if (begin is None or partition.start >= begin.start) and (end is None or partition.start <= end.start)
-    ]
 
 
 def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:
@@ -112,16 +86,6 @@ def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:
         )
         hint = f"batch-platform backtest {spec.name} --from {first.key} --to {first.key} --model {version} measures it there."
         raise WrongUseError(msg, hint=hint)
-
-
-def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
-    partition = wiring.spec.partitions.calendar.named(key)
-    if not due or partition.start > due[-1].start:
-        newest = f"the newest partition that is due is {due[-1].key!r}" if due else "no partition is due yet"
-        msg = f"{wiring.spec.name}: partition {key!r} lies in the future; {newest}."
-        hint = "a partition is due when it ends; with partitions.end_offset: 1 it is due when it starts."
-        raise WrongUseError(msg, hint=hint)
-    return partition
 
 
 def bring_up_to_date(project: Project, wiring: Wiring, request: PlanRequest, *, named: bool) -> RunSummary:
@@ -254,9 +218,7 @@ def _say_blocked(blocked: Sequence[Item]) -> None:
 
 def warm_up_line(items: Sequence[Item]) -> str:
     """Say in advance which partitions no model will score, since they are what the first one learns from."""
-    count = len(items)
-    first, last = items[0].partition.key, items[-1].partition.key
-    span = first if count == 1 else f"{first} to {last}"
+    count, span = len(items), terminal.ends([item.partition.key for item in items])
     return f"{count:,} partition{' is' if count == 1 else 's are'} warm-up ({span}): {items[0].reason}"
 
 
@@ -271,5 +233,35 @@ def _say_items(step: Step, items: Sequence[Item]) -> None:
 def _say_ranges(verb: str, noun: str, items: Sequence[Item], reason: str = "") -> None:
     for partitions in ranges(item.partition for item in items):
         keys = [partition.key for partition in partitions]
-        span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
-        terminal.say(f"  {verb} {counted(len(keys), noun)} ({span}){reason}")
+        terminal.say(f"  {verb} {counted(len(keys), noun)} ({terminal.ends(keys)}){reason}")
+
+
+@terminal.command("replay", "replay flight_delays", "replay flight_delays --from 2013-03-01 --to 2013-03-31")
+@click.argument("pipeline")
+@click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one with rejected rows.")
+@click.option(
+    "--to", "last", metavar="KEY", help="Last partition (inclusive). Default: the last one with rejected rows."
+)
+@click.option("--partition", "only", metavar="KEY", help="A single partition.")
+def replay_command(folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None) -> None:
+    """Score partitions of PIPELINE with rejected rows again, after the sources or the rules were fixed.
+
+    It is `run --force` for these partitions alone: their features are built again, and those whose labels are known are
+    evaluated again as well.
+    """
+    project = replace(find_project(folder), only=pipeline)
+    wiring, now = project.pipeline(pipeline), datetime.now(UTC)
+    runs = wiring.pipeline().state().scores
+    asked = asked_for(wiring.spec, now, first, last, only)
+    due = [partition for partition in asked if (run := runs.get(partition.key)) and run.rows_rejected]
+    if not due:
+        terminal.report({"pipeline": pipeline, "partitions": 0})
+        terminal.say(f"{pipeline}: no rejected rows: there is nothing to replay.")
+        return
+    rejected = sum(runs[partition.key].rows_rejected for partition in due)
+    terminal.say(f"{pipeline}: replaying {counted(len(due), 'partition')} with {counted(rejected, 'rejected row')}")
+    request = PlanRequest(now, due, force=True, recheck=True, serve_all=True)
+    outcome = bring_up_to_date(project, wiring, request, named=True)
+    terminal.report(outcome)
+    if outcome.error:
+        raise RunFailedError(outcome.error)

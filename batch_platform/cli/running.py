@@ -93,9 +93,9 @@ class Runs:
         due = {item.partition for item in plan.of("features", "predictions", "performance", "deliveries")}
         for number, partitions in enumerate(self._divided(served if models else due & set(served))):
             part = None if models and number else plan if models else plan.part(partitions)
-            wanted = replace(request, retrain=request.retrain and not number)
+            share = replace(request, retrain=request.retrain and not number)
             with announcing(part):
-                self._run(launch_of_all(self.wiring, partitions, wanted))
+                self._run(launch_of_all(self.wiring, partitions, share))
 
     def _divided(self, partitions: Iterable[Partition]) -> Iterator[tuple[Partition, ...]]:
         """Divide partitions into ranges without gaps, each of at most as many as one run takes."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.failed_checks import show_failed
 from batch_platform.cli.instance import materialized_partitions
 from batch_platform.cli.project import Project, find_project
 from batch_platform.declaration.calendar import Calendar
@@ -22,6 +21,7 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.explaining import are_dagsters_records, explained
+from batch_platform.monitoring.catalogue import FailedCheck, grouped, texts_in_short
 from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.operations.backup import damaged_files
@@ -29,7 +29,7 @@ from batch_platform.pipeline.former_partitions import former_partitions_line
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import State
-from batch_platform.planning.steps import TASKS
+from batch_platform.planning.steps import TASKS, ranges
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
 from batch_platform.warehouse.recovery import Verified, behind_since, cut_short, verify
@@ -40,7 +40,7 @@ MOST_REFUSED = 3  # serving periods whose refusal is shown
 _SHOWN = ("fresh", "drift", "performance", "estimated_performance", "champion_age")
 
 
-@click.command("status", epilog=terminal.examples("status", "status flight_delays --fail-on warn"))
+@terminal.command("status", "status", "status flight_delays --fail-on warn")
 @click.argument("pipeline", required=False)
 @click.option(
     "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."
@@ -57,9 +57,7 @@ _SHOWN = ("fresh", "drift", "performance", "estimated_performance", "champion_ag
     type=click.Choice(["warn", "fail"]),
     help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse, and with 1 if that is not known.",
 )
-@terminal.reports
-@click.pass_obj
-def command(  # noqa: PLR0913 - the options
+def status_command(  # noqa: PLR0913 - the options
     folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool, verified: bool, fail_on: Level | None
 ) -> None:
     """Show which partitions are scored, missing, failed or stale, and why, and how healthy a pipeline is.
@@ -154,9 +152,7 @@ def _show_in_short(status: PipelineStatus, calendar: Calendar) -> None:
     _show_health(status)
     _show_due(status)
     show_failed([check for check in status.failed_checks if check.doubtful], calendar)
-    apart = [
-        line for line in _ranges(status) if not line.endswith((": scored", ": missing")) and ": warm-up" not in line
-    ]
+    apart = [line for condition, line in _ranges(status) if condition not in ("scored", "missing", "warm-up")]
     if apart:
         more = f"; {len(apart) - 1} more: batch-platform status {status.pipeline}" if len(apart) > 1 else ""
         terminal.say(f"  {apart[-1]}{more}")
@@ -216,16 +212,16 @@ def _show_pipeline(status: PipelineStatus, calendar: Calendar, *, every: bool) -
         ]
         terminal.show_table(columns, rows)
         return
-    for line in _ranges(status):
+    for _, line in _ranges(status):
         terminal.say(f"  {line}")
 
 
-def _ranges(status: PipelineStatus) -> Iterator[str]:
-    """A line for each range of partitions that stand alike, oldest first."""
+def _ranges(status: PipelineStatus) -> Iterator[tuple[str, str]]:
+    """The condition and a line for each range of partitions that stand alike, oldest first."""
     for (condition, _), members in groupby(status.partitions, key=_alike):
         lines = list(members)
         reason = f", {lines[0].reason}" if lines[0].reason else ""
-        yield f"{terminal.span([line.partition for line in lines])}: {condition}{reason}"
+        yield condition, f"{terminal.span([line.partition for line in lines])}: {condition}{reason}"
 
 
 def _show_reading(reading: Verified) -> None:
@@ -290,3 +286,10 @@ def _challenger_line(challenger: ChallengerStatus) -> str:
 def _in_brackets(metrics: Mapping[str, float]) -> str:
     text = ", ".join(f"{name} {value:.4f}" for name, value in without_details(metrics).items())
     return f" ({text} of its judged fit on its evaluation rows)" if text else ""
+
+
+def show_failed(failed: Sequence[FailedCheck], calendar: Calendar) -> None:
+    """Show a line for each check with its partitions, and for each cause where rows or labels are in doubt."""
+    for checks in grouped(failed):
+        partitions = terminal.spans(ranges(calendar.named(check.partition_key) for check in checks))
+        terminal.say(f"  {partitions}: check {checks[0].check}: {texts_in_short(checks)}")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.cli.failed_checks import FailedCheck, failed_in, show_failed
+from batch_platform.cli.status import FailedCheck, show_failed
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -16,10 +16,10 @@ from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.predictions import PREFIX
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import ClassLabel
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
+from batch_platform.pipeline.measured import published_failed_checks
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import Plan
 from batch_platform.planning.state import State
@@ -48,7 +48,7 @@ class TrainedModel:
     days_trained: float | None  # None for a snapshot
     judged_fit_rows: int  # rows that the judged fit learned from, which the metrics are of; 0 if it serves
     judged_fit_days: float | None
-    positive: ClassLabel | None  # class whose probability the score is; None for a model without two classes
+    positive: object  # class whose probability the score is; None for a model without two classes
     suspected_leaks: list[SuspectedLeak]
 
 
@@ -122,6 +122,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         for partition in asked
         if partition.key in state.seen.gone
     }
+    failed_checks = published_failed_checks(home, pipeline.spec) if run_ids else []
     return RunSummary(
         pipeline=name,
         partitions=len(asked),
@@ -138,7 +139,7 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings={key: [*findings.get(key, ()), *odd.get(key, ())] for key in sorted({*findings, *odd})},
-        failed_checks=failed_in(pipeline, run_ids),
+        failed_checks=[check for check in failed_checks if check.run_id in run_ids],
         delivered=dict(Counter(row.name for row in state.deliveries.values() if row.run_id in run_ids)),
         failures=failures,
         error=error,
@@ -193,8 +194,10 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     name, steps = wiring.spec.name, list[str]()
     if failures:
         steps.append(f"batch-platform status {name}")
-    if refused := [failure.partition_key for failure in failures if "max_rejected" in failure.reason]:
-        steps.append(f"batch-platform rejected {name} --partition {refused[0]}")
+    failed = [failure.partition_key for failure in failures if failure.step == "predictions"]
+    refused = rejections(name, wiring.pipeline().home, partition_keys=failed, most=1).refused if failed else None
+    if refused is not None:
+        steps.append(f"batch-platform rejected {name} --partition {refused.listed[0].partition}")
     elif rejected:
         steps.append(f"batch-platform rejected {name}")
     if models:
@@ -238,7 +241,7 @@ def show(outcome: RunSummary, calendar: Calendar) -> None:
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
         terminal.say(f"  rejected {counted(count, 'row')}: {reason}")
     for group in outcome.left_out[:MOST_SHOWN]:
-        span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
+        span = terminal.ends([group.first, group.last])
         terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
     show_failed(outcome.failed_checks, calendar)
     _show_findings(outcome, calendar)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime
 from threading import Event, Thread, Timer
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from batch_platform.components.progress import Listener, RunProgress
     from batch_platform.declaration.calendar import Partition
+    from batch_platform.models.baseline import Baseline
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
@@ -70,11 +71,8 @@ def examples(*arguments: str) -> str:
 
 def debug_hint() -> str | None:
     """Say how the same command shows a traceback; None if it does."""
-    return (
-        None
-        if debugging()
-        else f"to see the traceback, call {shlex.join(['batch-platform', '--debug', *sys.argv[1:]])}"
-    )
+    again = shlex.join(["batch-platform", "--debug", *sys.argv[1:]])
+    return None if debugging() else f"to see the traceback, call {again}"
 
 
 def debugging() -> bool:
@@ -99,14 +97,27 @@ def is_json() -> bool:
 
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--json` to a command, and keep what users' code prints out of its report."""
+    """Keep what users' code prints out of the report of a command."""
 
     @functools.wraps(command)
     def reserved(*args: object, as_json: bool = False, **options: object) -> None:
         with reporting(as_json=as_json), _signs_of_life():
             command(*args, **options)
 
-    return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reserved)
+    return reserved
+
+
+def command(name: str, *calls: str, group: click.Group | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that reports, also as JSON, with the object of its context as first argument, and calls as examples."""
+
+    def make(function: Callable[..., None]) -> click.Command:
+        made = click.command(name, epilog=examples(*calls))(click.pass_obj(reports(function)))
+        made.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Report as JSON."))
+        if group is not None:
+            group.add_command(made)
+        return made
+
+    return make
 
 
 @contextmanager
@@ -114,12 +125,11 @@ def _signs_of_life() -> Generator[None]:
     """Break the silence whenever nothing was shown for ten seconds, unless the command reports as JSON."""
     began, done = monotonic(), Event()
 
-    def silence() -> float:
-        return monotonic() - max(_heard_at, began)
-
     def watch() -> None:
-        while not done.wait(min(max(0.01, SECONDS_BETWEEN_LINES - silence()), SECONDS_BETWEEN_LINES)):
-            if silence() >= SECONDS_BETWEEN_LINES and not is_json():
+        silence = 0.0
+        while not done.wait(min(max(0.01, SECONDS_BETWEEN_LINES - silence), SECONDS_BETWEEN_LINES)):
+            silence = monotonic() - max(_heard_at, began)
+            if silence >= SECONDS_BETWEEN_LINES and not is_json():
                 break_silence(monotonic() - began)
 
     watcher = Thread(target=watch, daemon=True)
@@ -134,7 +144,6 @@ def _signs_of_life() -> Generator[None]:
 def break_silence(seconds: float) -> None:
     """Print the newest progress, or only for how long the command has been at work if there is no news."""
     line = _news.pop() if _news else ""
-    _news.clear()
     if line or out.is_terminal:  # above the bar
         say(line or f"still at work after {seconds:.0f} s")
     else:  # not among rows that may go to a file
@@ -213,35 +222,36 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and out.file.isatty() and not is_json()
 
 
+T = TypeVar("T")
+
+
+def _answer(prompt: Callable[..., T], question: str, **options: object) -> T:
+    """Ask on the terminal, where nobody expects a sign of life while a person thinks."""
+    _heard(math.inf)
+    answer = prompt(question, err=True, **options)
+    _heard(monotonic())
+    return answer
+
+
 def ask(question: str, default: str | None, allowed: Sequence[str], *, several: bool = False) -> str:
     """Ask on the terminal until the answer is allowed; with the default "" it may be empty, without a default it may not.
 
     The answer may name `several` with commas between.
     """
     while True:
-        _heard(math.inf)
-        answer = str(click.prompt(question, default=default, show_default=bool(default), err=True)).strip()
-        _heard(monotonic())
+        answer = str(_answer(click.prompt, question, default=default, show_default=bool(default))).strip()
         names = [answer, *(answer.split(",") if several else [])]
         if answer in allowed or answer == default or (several and all(name.strip() in allowed for name in names[1:])):
             return answer
         say(f"{answer!r} is not possible; choose from {listed(allowed)}.")
 
 
-def confirm(question: str) -> bool:
-    """Ask for a yes on the terminal; the default is no."""
-    _heard(math.inf)
-    answer = click.confirm(question, default=False, err=True)
-    _heard(monotonic())
-    return answer
-
-
 def require_confirmed(refusal: str, question: str) -> bool:
-    """Ask for a yes on the terminal; raises WrongUseError with a refusal, and the hint to add `--yes`, where there is none."""
+    """Ask for a yes, which is not the default; raises WrongUseError, which begins with the refusal, without a terminal."""
     if not can_ask():
         msg = f"{refusal} without a confirmation, and there is no terminal to ask on."
         raise WrongUseError(msg, hint="add --yes.")
-    return confirm(question)
+    return _answer(click.confirm, question, default=False)
 
 
 def warn(text: str) -> None:
@@ -272,22 +282,26 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, sepa
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for at, name in enumerate(columns):
-        numeric = any(_is_number(row[at]) for row in rows) and all(_is_number(row[at], None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
+        there = [row[at] for row in rows if row[at] is not None]
+        table.add_column(name, justify="right" if there and all(map(_is_number, there)) else "left")
     for row in rows:
-        table.add_row(*(Text(_visible(_cell(value) if separators else _text(value))) for value in row))
+        table.add_row(*(Text(_visible(_text(value, separators=separators))) for value in row))
     out.print(table)
+
+
+def ends(keys: Sequence[str]) -> str:
+    """Some keys in one phrase: the only one, or the first and the last."""
+    return keys[0] if keys[0] == keys[-1] else f"{keys[0]} to {keys[-1]}"
 
 
 def span(keys: Sequence[str]) -> str:
     """Some keys in one phrase: the only one, or the first and the last with their number."""
-    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
+    return ends(keys) if len(keys) == 1 else f"{ends(keys)} ({len(keys):,})"
 
 
 def spans(ranges: Sequence[Sequence["Partition"]]) -> str:
     """Ranges of partitions in one phrase: the first and the last key of each, and the number of all partitions."""
-    ends = [(members[0].key, members[-1].key) for members in ranges]
-    shown = first_few([first if first == last else f"{first} to {last}" for first, last in ends])
+    shown = first_few([ends([members[0].key, members[-1].key]) for members in ranges])
     count = sum(map(len, ranges))
     return f"{shown} ({count:,})" if count > 1 else shown
 
@@ -319,73 +333,65 @@ def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
             say(f"{' ' * indent}{name}: {_text(value)}")
 
 
+def show_metrics(metrics: Mapping[str, float], baseline: "Baseline | None", *, refit: bool, judged: str) -> None:
+    """Print each metric on the evaluation rows beside that of the trivial baseline; `judged` says what the judged fit learned from."""
+    if not metrics:
+        return
+    name, of_baseline = (baseline.name, baseline.metrics) if baseline else ("none", {})
+    say(f"metrics on the evaluation rows; trivial baseline: {name}")
+    if refit:
+        learned = judged and f", which {judged}"
+        say(f"  They are those of the judged fit{learned}. The fit that serves learned from these rows too.")
+    rows = [(metric, value, of_baseline.get(metric)) for metric, value in sorted(metrics.items())]
+    show_table(("metric", "value", "baseline"), rows)
+
+
 @contextmanager
 def progress(totals: Mapping[str, int]) -> Generator["Listener"]:
     """Show how far the runs of a command are: one bar on a terminal, now and then a line otherwise, nothing as JSON.
 
-    `totals` holds the number of planned partitions, by asset.
+    `totals` holds the number of planned partitions, by asset. Each run knows only its own range, and a later one may find a
+    partition done. Without a terminal the newest progress is printed once nothing else was for a while: partitions finish in
+    groups, whose last one tells most.
     """
-    if is_json():
-        yield lambda _: None
-    elif out.is_terminal and not logs_json():
-        with _bar(totals) as show:
-            yield _counted(totals, show)
-    else:
-        yield _counted(totals, _lines())
-
-
-# Shows progress: the run's, the partitions done by asset, and the partitions of this asset.
-Show = Callable[["RunProgress", Mapping[str, float], int], None]
-
-
-def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
-    """Add up the progress of all runs, each of which knows only its own range; a later one may find a partition done."""
     finished: defaultdict[str, set[str]] = defaultdict(set)
 
-    def count(progress: "RunProgress") -> None:
+    def count(progress: "RunProgress") -> tuple[float, int]:
         if progress.of is None:
             finished[progress.asset].add(progress.partition_key)
         so_far = len(finished[progress.asset]) + progress.part
-        total = max(math.ceil(so_far), totals.get(progress.asset, progress.total))
-        show(progress, {asset: len(keys) for asset, keys in finished.items()} | {progress.asset: so_far}, total)
+        return so_far, max(math.ceil(so_far), totals.get(progress.asset, progress.total))
 
-    return count
+    def note(progress: "RunProgress") -> None:
+        so_far, total = count(progress)
+        _news.append(f"{progress.asset}: {dataclasses.replace(progress, done=math.floor(so_far), total=total)}")
 
-
-@contextmanager
-def _bar(totals: Mapping[str, int]) -> Generator[Show]:
+    if is_json():
+        yield lambda _: None
+        return
+    if not out.is_terminal or logs_json():
+        _news.clear()
+        yield note
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
+    texts = TextColumn("{task.description:<12}"), TextColumn("{task.fields[last]}")
+    columns = texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn()
+    with Progress(*columns, console=out) as bars:
         bar = bars.add_task("", total=sum(totals.values()), visible=False, last="")
 
-        def show(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
-            of_all = sum({**totals, progress.asset: total}.values())
+        def show(progress: "RunProgress") -> None:
+            _, total = count(progress)
             of = f" of {progress.of:,}" if progress.of else ""
             pace = f"  {progress.rows_per_second:,.0f} rows/s" if progress.rows_per_second else ""
             last = f"{progress.partition_key}  {progress.rows:,}{of} rows{pace}"
-            so_far = sum(done.values())
+            done, planned = sum(map(len, finished.values())) + progress.part, {**totals, progress.asset: total}
             _heard(monotonic())
-            bars.update(bar, description=progress.asset, completed=so_far, total=of_all, last=last, visible=True)
+            bars.update(
+                bar, description=progress.asset, completed=done, total=sum(planned.values()), last=last, visible=True
+            )
 
         yield show
-
-
-def _lines() -> Show:
-    """Note the newest progress, to be printed once nothing else was for a while: partitions finish in groups, whose last one tells most."""
-
-    def note(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
-        so_far = math.floor(done[progress.asset])
-        _news.append(f"{progress.asset}: {dataclasses.replace(progress, done=so_far, total=total)}")
-
-    _news.clear()
-    return note
 
 
 def _plain(value: object) -> object:
@@ -403,13 +409,8 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | None) else str(value)
 
 
-def _is_number(value: object, *others: object) -> bool:
-    return (isinstance(value, int | float) and not isinstance(value, bool)) or value in others
-
-
-def _cell(value: object) -> str:
-    """Format a value for a table, with thousands separators."""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _visible(text: str) -> str:
@@ -420,9 +421,11 @@ def _visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in _JOINERS else repr(char)[1:-1] for char in text)
 
 
-def _text(value: object) -> str:
+def _text(value: object, *, separators: bool = False) -> str:
     if value is None:
         return "-"
+    if separators and isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S %Z}".rstrip()
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -10,7 +10,6 @@ from uuid import uuid4
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.models import show_metrics
 from batch_platform.cli.project import find_project
 from batch_platform.cli.running import Runs, open_instance
 from batch_platform.cli.summary import TrainedModel, trained_model
@@ -25,9 +24,7 @@ from batch_platform.planning.steps import TASKS, ranges
 from batch_platform.planning.trainings import training_asked_for, trainings_asked_for
 
 
-@click.command(
-    "train", epilog=terminal.examples("train flight_delays", "train flight_delays --period 2013-06-01 --force")
-)
+@terminal.command("train", "train flight_delays", "train flight_delays --period 2013-06-01 --force")
 @click.argument("pipeline")
 @click.option(
     "--period",
@@ -37,9 +34,7 @@ from batch_platform.planning.trainings import training_asked_for, trainings_aske
 )
 @click.option("--all", "every", is_flag=True, help="Every serving period that has begun, not only the newest.")
 @click.option("--force", is_flag=True, help="Train again even if nothing has changed.")
-@terminal.reports
-@click.pass_obj
-def command(folder: Path | None, pipeline: str, key: str | None, *, every: bool, force: bool) -> None:
+def train_command(folder: Path | None, pipeline: str, key: str | None, *, every: bool, force: bool) -> None:
     """Train the model of a serving period of PIPELINE if it has none or its declaration changed.
 
     Builds the features of its training window first, and scores nothing. Ends with exit code 1 if the gate refuses the model.
@@ -108,6 +103,6 @@ def _show(name: str, model: TrainedModel, *, trained: bool) -> None:
     if learned := terminal.learned_from(model.rows_trained, model.days_trained):
         terminal.say(f"  {learned}")
     judged = terminal.learned_from(model.judged_fit_rows, model.judged_fit_days)
-    show_metrics(model.metrics, model.baseline, refit=model.refit, judged=judged)
+    terminal.show_metrics(model.metrics, model.baseline, refit=model.refit, judged=judged)
     if model.decision == "approved":
         terminal.say(f"  batch-platform run {name}   scores with it")

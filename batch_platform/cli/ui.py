@@ -58,7 +58,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
     "--allowed-host", multiple=True, metavar="NAME", help="Another name by which browsers may address the UI."
 )
 @click.pass_obj
-def command(  # noqa: PLR0913 - one parameter for each option
+def ui_command(  # noqa: PLR0913 - one parameter for each option
     folder: Path | None,
     host: str,
     port: int,

@@ -84,9 +84,9 @@ def label_evidence(survey: Survey, taken: Collection[str] = ()) -> list[Evidence
     weighed = sorted(_weighed(survey, able), key=lambda evidence: -evidence.points)
     if len(weighed) < 2 or weighed[0].points - weighed[1].points >= SURELY:  # noqa: PLR2004 - nothing to choose from
         return weighed
-    told = _told(survey, [evidence.column for evidence in weighed[:MOST_TRIED]])
+    shares = _shares_told(survey, [evidence.column for evidence in weighed[:MOST_TRIED]])
     learned = [
-        replace(evidence, points=evidence.points + _learning_points(told.get(evidence.column.name, NOTHING)))
+        replace(evidence, points=evidence.points + _learning_points(shares.get(evidence.column.name, NOTHING)))
         for evidence in weighed
     ]
     return sorted(learned, key=lambda evidence: -evidence.points)
@@ -97,7 +97,7 @@ def _learning_points(share: float) -> float:
     return -1 if share < NOTHING else -0.5 if share > COPY else (1 + share) / 2
 
 
-def _told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
+def _shares_told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
     """The share of each column that the others tell, on a sample."""
     able = [column for column in survey.columns if column.holds in ("integer", "number", "boolean", "text")]
     names = [
@@ -105,7 +105,10 @@ def _told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
         for column in able
         if not column.unique and not (column.is_text and column.distinct > MAX_CATEGORIES)
     ]
-    rows, told = survey.sample([column for column in able if column in labels or column.name in names], TRIED_ROWS), {}
+    rows, shares = (
+        survey.sample([column for column in able if column in labels or column.name in names], TRIED_ROWS),
+        {},
+    )
     contract = infer_contract(rows[names], {})
     rows = contract.split(rows).kept
     matrix = contract.encode(rows)
@@ -116,8 +119,8 @@ def _told(survey: Survey, labels: Sequence[TableColumn]) -> dict[str, float]:
             continue
         values = rows[label.name].cast(pl.String).rank("dense") if classes else rows[label.name].cast(pl.Float64)
         truth = values.to_numpy()[known]
-        told[label.name] = share_told(matrix[known][:, others], truth, classes=classes)
-    return told
+        shares[label.name] = share_told(matrix[known][:, others], truth, classes=classes)
+    return shares
 
 
 def _can_be_label(survey: Survey, column: TableColumn) -> bool:

@@ -24,14 +24,7 @@ from batch_platform.sources.delta import is_delta_table
 from batch_platform.sources.files import ARCHIVE, UNPACK, files_of
 from batch_platform.sources.kind import SourceTable, failure_in
 from batch_platform.sources.known import SOURCE_KINDS
-from batch_platform.sources.objects import (
-    FilePath,
-    ObjectPath,
-    StoreError,
-    file_path,
-    hint_for,
-    store_failure_in,
-)
+from batch_platform.sources.objects import FilePath, ObjectPath, StoreError, file_path, hint_for, store_failure_in
 from batch_platform.sources.text_files import with_any_line_break
 from batch_platform.warehouse.sql import connect, literal
 
@@ -188,10 +181,6 @@ def unreadable(path: FilePath, error: duckdb.Error, hint: str | None = None) -> 
 
 def _in_database(uri: str, table: str | None) -> Origin:
     """A table of a database; an address with a password is written as the environment variable that holds it."""
-    if uri.partition("://")[0].lower() not in DRIVERS:
-        msg = f"{uri} is an address; a pipeline is proposed from files on this machine."
-        hint = "download it first and name the file, or read it in a source of kind python."
-        raise WrongUseError(msg, hint=hint)
     if table is None:
         msg = "A database has many tables."
         raise WrongUseError(msg, hint="name one, such as --table orders.")

@@ -5,7 +5,7 @@ from typing import Any
 
 from batch_platform.declaration.errors import first_few, listed, shortened
 from batch_platform.proposal.choices import BY_CONTENT, Proposal, Windows, local_key
-from batch_platform.proposal.dated import Layout
+from batch_platform.proposal.files import Layout
 from batch_platform.proposal.survey import Survey, TableColumn
 
 

@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Duration, Every
 from batch_platform.declaration.errors import WrongUseError, named, shortened
-from batch_platform.proposal.instants import (
-    ORDERS,
-    DateOrder,
-    Reading,
-    candidates,
-    composed,
-    decided,
-)
+from batch_platform.proposal.instants import ORDERS, DateOrder, Reading, candidates, composed, decided
 from batch_platform.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.sources.opening import create_view_of
 from batch_platform.warehouse.sql import connect, literal, quoted

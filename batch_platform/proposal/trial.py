@@ -37,8 +37,7 @@ from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import as_truth, measure
 from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.proposal.choices import DAY_NUMBER, SMALL, Proposal, Windows
-from batch_platform.proposal.dated import Layout
-from batch_platform.proposal.files import THIS, files_of, instant_of
+from batch_platform.proposal.files import THIS, Layout, files_of, instant_of
 from batch_platform.proposal.origin import Origin
 from batch_platform.proposal.survey import Survey
 from batch_platform.warehouse.sql import quoted
@@ -298,16 +297,16 @@ def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple
     """
     classes = np.unique(as_truth(past.rows[past.label])).tolist() if proposal.target == "classes" else []
     task, metric = {0: "regression", 2: "binary"}.get(len(classes), "multiclass"), "log_loss" if classes else "rmse"
-    wanted, power = candidates(proposal), 1 if classes else 2
+    attempts, power = candidates(proposal), 1 if classes else 2
     folds, predicted, trivial = list[pl.DataFrame](), list[list[NDArray[np.float64]]](), list[float]()
     for fitted, later in _folds(proposal, past):
         if folds and seconds() * (1 + 1 / len(folds)) > SECONDS:
             break
         values = list[NDArray[np.float64]]()
-        for _, _, candidate in wanted:
+        for _, _, candidate in attempts:
             if folds or not values or seconds() < SECONDS:
                 values.append(_predicted(candidate, past, fitted, later, classes))
-        wanted = wanted[: len(values)]
+        attempts = attempts[: len(values)]
         beside = against_baseline(
             metric, Outcomes(task, values[0], as_truth(later[past.label]), classes), fitted, later, past.label
         )
@@ -322,7 +321,7 @@ def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple
     outcomes = [replace(outcomes, predicted=np.concatenate(values)) for values in zip(*predicted, strict=True)]
     errors = [measure(outcome, only=[metric])[metric] for outcome in outcomes]
     best, results = int(np.argmin(errors)), list[Tried]()
-    for at, (parts, trees, candidate) in enumerate(wanted):
+    for at, (parts, trees, candidate) in enumerate(attempts):
         worse = None if at == best else paired_difference(metric, outcomes[at], outcomes[best])
         low, high = (None, None) if worse is None else (worse.low, worse.high)
         results.append(Tried(parts, trees, candidate.params, errors[at], errors[at] - errors[best], low, high))
@@ -332,7 +331,7 @@ def tried(proposal: Proposal, past: Past, seconds: Callable[[], float]) -> tuple
     mean = float(np.average(np.array(trivial) ** power, weights=[fold.height for fold in folds])) ** (1 / power)
     plain = next((result.value for result in results if EARLIER not in result.features), None)
     trial = Trial(metric, len(folds), rows.height, None if np.isnan(mean) else mean, plain, results, chosen)
-    return _explained(proposal, wanted[results.index(chosen)][2], trial), trial
+    return _explained(proposal, attempts[results.index(chosen)][2], trial), trial
 
 
 def _explained(richest: Proposal, chosen: Proposal, trial: Trial) -> Proposal:

@@ -85,10 +85,8 @@ def second(name: str) -> Callable[[Path], None]:
 PLAIN: dict[str, Callable[[Path], None]] = {  # projects that are read without Dagster
     "as it is": lambda _: None,
     "a second pipeline, deeper": second("another"),
-    "a comment in Python": written("notes.py", '"""Notes."""\n'),
     "a template": described('"{{ env.PLACE }} and {{ env.PLACE }}"'),
     "a text that could be a number": replaced("column: returned", "column: returned\n    positive: '1'"),
-    "owners": attribute('owners: ["team:shop", "a.b@example.com"]'),
     "receivers": attribute('monitoring: {notify: ["{{ env.ALERTS }}"]}'),
     "the public type": replaced("batch_platform.components.BatchInference", "batch_platform.BatchInference"),
     "Dagster's own loader": written(
@@ -104,21 +102,16 @@ LEFT_TO_DAGSTER: dict[str, Callable[[Path], None]] = {  # projects that only Dag
     "code in a package": written("__init__.py", "import os\nos.environ['PLACE'] = 'here'\n"),
     "another component": written("folder/defs.yaml", "type: dagster.DefsFolderComponent\n"),
     "post-processing": replaced("attributes:\n", "post_processing: {}\nattributes:\n"),
-    "variables of templates": replaced("attributes:\n", "template_vars_module: .other\nattributes:\n"),
     "a call in a template": described("\"{{ env('PLACE') }}\""),
     "a schedule by name": attribute('report: {schedule: "0 5 * * mon"}'),
     "definitions of its own": written("definitions.py", "from shop.all import defs\n", below=PACKAGE),
-    "settings of another project": written("dg.toml", "", below=PACKAGE),
 }
 BROKEN: dict[str, Callable[[Path], None]] = {  # projects with a pipeline that Dagster refuses
     "an unset variable beside text": described('"to {{ env.NOWHERE }}"'),
     "a wrong key": replaced("timezone:", "timezon:"),
     "one name twice": second("small"),
-    "an unknown flavour": attribute("challengers: [{name: other, flavour: nosuch, estimator: a.B}]"),
     "no YAML": written("small/defs.yaml", "attributes: ["),
-    "an empty document": lambda project: (pipeline_folder(project) / "defs.yaml").write_text("---\n"),
     "an hour of 99": attribute('report: {schedule: "0 99 * * *"}'),
-    "30 February": attribute('report: {schedule: "0 0 30 2 *"}'),
     "an owner that is neither team nor address": attribute('owners: ["somebody"]'),
     "no SQL": lambda project: (pipeline_folder(project) / "features.sql").unlink(),
     "a broken pipeline beside it": written("other/defs.yaml", "a: b"),

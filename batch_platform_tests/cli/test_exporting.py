@@ -7,13 +7,11 @@ from datetime import UTC, datetime
 import duckdb
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from batch_platform.operations.export import export, write_query
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import REJECTED_DAY, REJECTED_ID, published
-from batch_platform_tests.harness.dagster_project import pipeline_folder
+from batch_platform_tests.harness.command_line import REJECTED_DAY, published
 from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, carry_out, small_pipeline
 
 RANGE = ("--from", "2024-02-18", "--to", "2024-02-20")
@@ -62,17 +60,6 @@ def test_for_a_spreadsheet_only_texts_that_begin_as_a_formula_get_an_apostrophe(
     assert inert == [*([f"'{text}", "-1.5"] for text in texts[:5]), *as_it_is[5:]]
 
 
-def test_features_are_those_that_each_row_was_scored_from(cli, project):
-    assert cli(project, "export", "small", "--to", "scores.parquet", "--features", *RANGE).code == 0
-    frame = pl.read_parquet(project / "scores.parquet")
-    events = pl.read_parquet(pipeline_folder(project) / "events.parquet")
-    inputs = ["id", "amount", "items", "shop", "known"]
-    expected = frame.select("id").join(events.select(inputs), on="id", how="left", maintain_order="left")
-    assert_frame_equal(frame.select(inputs), expected, check_dtypes=False)
-    assert frame.columns.count("shop") == 1
-    assert REJECTED_ID not in frame["id"].to_list()
-
-
 def test_a_feature_that_is_named_like_a_column_of_the_predictions_is_exported_under_another_name(tmp_path):
     sql = FEATURES_SQL.replace("amount,", "amount, items AS score, items + 1 AS score_feature, shop AS score_card,")
     pipeline = small_pipeline(tmp_path, features_sql=sql, predictions={"keep": ["shop", "score_card"]})
@@ -112,7 +99,6 @@ def test_an_existing_file_is_replaced_only_on_demand(cli, project):
     ("arguments", "message"),
     [
         ((), "--to names one file, which ends with .parquet, .csv or .json, and at most one partition."),
-        (("--to", "folder/a.txt"), "the name of the file must end with .parquet, .csv or .json."),
         (("--to", "nowhere/a.csv"), "is not a folder that can be written to."),
         (("--to", "a.csv", "--partition", "2024-01-05"), "there are no published predictions of 2024-01-05"),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from dagster import DagsterExecutionInterruptedError
 
-from batch_platform.cli.interrupting import resend_lost_interruptions
+from batch_platform.cli.app import resend_lost_interruptions
 
 LONG = 600  # seconds
 

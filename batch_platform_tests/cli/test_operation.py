@@ -16,11 +16,7 @@ from sqlalchemy.exc import OperationalError
 from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.processes import copy_of_held_project, launched
-from batch_platform_tests.harness.command_line import (
-    HANGS_AFTER,
-    run_command,
-    start_command,
-)
+from batch_platform_tests.harness.command_line import HANGS_AFTER, run_command, start_command
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_defs_yaml
 from batch_platform_tests.harness.served import PATIENCE, served, session_of
 from batch_platform_tests.harness.small_pipeline import small_declaration

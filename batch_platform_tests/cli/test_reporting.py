@@ -9,12 +9,7 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.command_line import (
-    OVERRIDES,
-    REJECTED_DAY,
-    REJECTED_ID,
-    published,
-)
+from batch_platform_tests.harness.command_line import OVERRIDES, REJECTED_DAY, REJECTED_ID, published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import small_declaration
 from batch_platform_tests.harness.ticks import in_a_long_commit

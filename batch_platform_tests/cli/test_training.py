@@ -33,12 +33,6 @@ def test_train_builds_the_history_of_the_newest_serving_period_and_scores_nothin
     assert published(fresh, "SELECT count(*) FROM batch_platform.score_runs") == [(0,)]
 
 
-def test_train_refuses_a_serving_period_that_cannot_be_trained(cli, fresh):
-    answer = cli(fresh, "train", "small", "--period", "2024-01-01")
-    assert answer.code == 1
-    assert answer.error.startswith("small, serving period 2024-01-01: its training window holds 0 partitions.")
-
-
 def test_a_changed_parameter_is_told_by_status_and_trained_by_the_next_run(cli, project):
     (before,) = versions(project)
     redeclare(project, params={"max_iter": 6, "max_leaf_nodes": 7, "early_stopping": False})

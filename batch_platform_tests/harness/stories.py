@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from batch_platform.cli.sample import customers as customers_of_the_shop
+from batch_platform.cli.demo import customers as customers_of_the_shop
 
 DAYS, ORDERS_A_DAY = 107, 40
 HOURS = 24 * 140

@@ -13,8 +13,7 @@ from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.proposal.choices import Asked, Proposal, propose
-from batch_platform.proposal.dated import layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import files_of, layout
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.survey import survey
 from batch_platform.proposal.trial import past_of, that_runs

@@ -12,21 +12,10 @@ from polars.testing import assert_frame_equal
 
 from batch_platform.proposal import trial
 from batch_platform.proposal.choices import Asked, Proposal, propose
-from batch_platform.proposal.dated import Layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import Layout, files_of
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.survey import survey
-from batch_platform.proposal.trial import (
-    COLUMNS,
-    COURSE,
-    EARLIER,
-    TREND,
-    Past,
-    Trial,
-    past_of,
-    that_runs,
-    tried,
-)
+from batch_platform.proposal.trial import COLUMNS, COURSE, EARLIER, TREND, Past, Trial, past_of, that_runs, tried
 from batch_platform_tests.proposal.proposals import (
     AFTER_ALL,
     customers,

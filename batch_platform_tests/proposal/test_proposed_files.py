@@ -20,8 +20,7 @@ import yaml
 from deltalake import write_deltalake
 
 from batch_platform.proposal.choices import Asked, propose
-from batch_platform.proposal.dated import layout
-from batch_platform.proposal.files import files_of
+from batch_platform.proposal.files import files_of, layout
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.survey import survey
 from batch_platform_tests.harness.command_line import published
@@ -240,14 +239,6 @@ def test_what_is_not_a_finite_number_is_no_value(cli, tmp_path, ending):
     proposal, files = proposed(file, label="returned")
     assert {"amount": 450, "weight": 300}.items() <= {column.name: column.nulls for column in proposal.features}.items()
     assert "CASE WHEN isfinite(amount) THEN amount END AS amount" in files["features.sql"]
-
-
-def test_a_malformed_csv_file_is_refused_with_the_line(cli, tmp_path):
-    lines = orders(300).write_csv().splitlines()
-    (tmp_path / "orders.csv").write_text("\n".join([*lines[:37], "1,2", *lines[37:]]), encoding="utf-8")
-    refused = cli(tmp_path, "new", "orders", "--from", "orders.csv")
-    assert refused.code == 1
-    assert "orders.csv cannot be read: line 38 does not have 6 values as its header has." in refused.error
 
 
 def test_commas_between_thousands_are_not_taken_for_decimals(tmp_path):

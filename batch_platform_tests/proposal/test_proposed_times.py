@@ -1,12 +1,10 @@
 """`batch-platform new`: a time is found and read in every usual notation, and never guessed."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import pandas as pd
 import polars as pl
 import pytest
 
@@ -165,17 +163,6 @@ def test_columns_that_tell_a_time_together_are_composed(tmp_path, names):
     assert rows["_".join(columns)].dt.convert_time_zone("UTC").to_list() == instants
 
 
-def orders_of_1750() -> pl.DataFrame:
-    days = [START.replace(year=1750) + timedelta(days=40 * at) for at in range(300)]
-    return orders(len(days), at=days)
-
-
-def test_dates_of_the_eighteenth_century_are_times(cli, tmp_path):
-    orders_of_1750().write_parquet(tmp_path / "orders.parquet")
-    made = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
-    assert (made["time"], made["rows_without_time"], made["first"][:10]) == ("at", 0, "1750-01-01")
-
-
 AMBIGUOUS = [f"{at % 12 + 1:02d}/{at // 12 % 12 + 1:02d}/2025" for at in range(ROWS)]
 
 
@@ -214,20 +201,6 @@ def test_a_table_whose_only_time_tells_of_an_entity_is_scored_whole_unless_that_
     assert (proposal.windows, proposal.others["time"]) == (None, [name])
     assert "snapshot: true" in files["defs.yaml"]
     assert proposed(tmp_path / "table.parquet", time=name)[0].windows.time.name == name
-
-
-def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:
-    times = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]
-    frame = pd.DataFrame(orders(ROWS, at=times).to_dict(as_series=False))
-    index(frame.astype({"at": "datetime64[ns]"})).to_parquet(file)
-
-
-def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
-    by_pandas(lambda frame: frame.sample(frac=1, random_state=1), tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
-    assert proposal.left_out == {"__index_level_0__": "is the number that pandas gave the row"}
-    assert "--   __index_level_0__: is the number that pandas gave the row" in files["features.sql"]
-    assert [column.name for column in proposal.key] == ["id"]
 
 
 @pytest.mark.parametrize("far_off", [["1900-01-05"], ["1970-01-01", "1970-01-01", "2099-12-31"], []], ids=" ".join)
