@@ -28,7 +28,7 @@ from batch_platform.pipeline.plan import Plan, awaited_labels
 from batch_platform.pipeline.score import ScoringStep
 from batch_platform.pipeline.state import State, checked, features_due, with_snapshots_over
 from batch_platform.pipeline.train import Trained, TrainedChallenger, TrainingStep
-from batch_platform.scoring.orders import BundleFolder, Watch
+from batch_platform.scoring.partition import BundleFolder, Watch
 from batch_platform.scoring.run import Committed
 from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.database import Warehouse

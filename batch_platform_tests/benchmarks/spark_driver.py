@@ -21,11 +21,10 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.spark.parts import FilePart
 from batch_platform.monitoring.agreement import Agreement
 from batch_platform.monitoring.profiles import number_bins, number_profile
-from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.batch import Counts
 from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_task import Job, Summary, Task
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder
-from batch_platform.scoring.partition import Counts, Spent, Staged
+from batch_platform.scoring.partition import BundleFolder, ChallengerScores, ScoringOrder, Spent, Staged
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 ROWS_PER_TASK = 500_000
@@ -55,11 +54,10 @@ def summaries(tasks: int, columns: int, folder: Path) -> list[bytes]:
             partition=DAY,
             predictions=files[:1],
             rejected=files[1:2],
-            counts=Counts(rows_in=ROWS_PER_TASK, rows_scored=ROWS_PER_TASK),
+            counts=Counts(rows_in=ROWS_PER_TASK, rows_scored=ROWS_PER_TASK, profiles=profiles),
             started_at=NOW,
             challengers=(challenger,),
             spent=Spent(read=1.0, score=1.0),
-            profiles=profiles,
         )
         read = {(at, at + 1): f"{at}" for at in range(1000 + 4 * number, 1004 + 4 * number)}
         sizes = 0, 0, 0, agreements.stat().st_size

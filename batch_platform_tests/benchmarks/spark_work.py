@@ -29,7 +29,7 @@ from batch_platform.features.spark.cluster import executors_of
 from batch_platform.features.spark.session import spark_session
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.engines.spark import SparkEngine
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.scoring.run import Due, orders_of
 from batch_platform.warehouse.home import Home
 

@@ -45,7 +45,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.engines import spark_task
 from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_task import Job, Task
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import spark_work
 from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks

@@ -34,8 +34,7 @@ from batch_platform.features.spark.task import require_here
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
 from batch_platform.scoring.engines.spark_task import SUMMARY, Job, Summary, Task, run_tasks
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
-from batch_platform.scoring.partition import Staged, merged, unwatched
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged, Watch, merged, unwatched
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
