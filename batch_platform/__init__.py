@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from batch_platform.declaration.spec import PipelineSpec
     from batch_platform.declaration.stamp import Stamp
     from batch_platform.pipeline.pipeline import Pipeline
-    from batch_platform.pipeline.plan import make_plan
-    from batch_platform.pipeline.wanted import PlanRequest
+    from batch_platform.planning.plan import make_plan
+    from batch_platform.planning.request import PlanRequest
     from batch_platform.warehouse.home import Home
 else:
     _PLACES = {  # imported when first asked for: Dagster, DuckDB and polars take a second

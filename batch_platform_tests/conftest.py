@@ -14,8 +14,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from batch_platform.declaration.engine import Spark
-from batch_platform.features.spark.session import spark_session
 from batch_platform.kernels.native_threads import let_waiting_threads_sleep
+from batch_platform.spark.session import spark_session
 from batch_platform_tests.harness.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.harness.dagster_project import (
     forget_projects,

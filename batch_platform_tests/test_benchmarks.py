@@ -15,18 +15,17 @@ import polars as pl
 import pytest
 
 from batch_platform_tests.benchmarks import __main__ as benchmarks
-from batch_platform_tests.benchmarks import environments, history, kernels, readme, refinements, tables
+from batch_platform_tests.benchmarks import environments, history, kernels, refinements, tables
 from batch_platform_tests.benchmarks import scoring as scoring_benchmark
-from batch_platform_tests.benchmarks.agreement import Scores, require_same
+from batch_platform_tests.benchmarks.contenders import Scores, require_same
 from batch_platform_tests.benchmarks.data import days_of, spread, write_days
-from batch_platform_tests.benchmarks.environments import Environments
+from batch_platform_tests.benchmarks.environments import Environments, Options
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, medians, run
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.reporting import losses, table
 
 pytestmark = pytest.mark.full  # those that run a benchmark are for a release
 
-HERE = [OURS, "script", "sklearn_in_memory"]
+HERE = [OURS, "script"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
 ROWS = 5_000
 TODAY = date(2026, 3, 1)
@@ -65,14 +64,12 @@ def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
 
 
 @pytest.mark.release
-def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_copy_and_a_report_is_written(tmp_path):
-    results, text = benchmark(tmp_path, "commit", "publish", "report", "--rows=5000", "--repeat=1")
+def test_commits_of_many_writers_are_counted(tmp_path):
+    results, text = benchmark(tmp_path, "commit", "--rows=5000", "--repeat=1")
     assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
         ("commit", OURS, 1000),
         ("commit", "plain_insert", 1000),
         ("commit_wait", OURS, 100),
-        *[("publish", name, rows) for rows in (500, 5000, 25_000) for name in (OURS, "full_copy")],
-        ("report", OURS, 4 * 29 * 40),
     ]
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
@@ -100,18 +97,17 @@ def test_compiled_trees_are_compared_with_the_library_that_grew_them_and_with_ot
 
 
 @pytest.mark.release
-def test_each_refinement_is_compared_with_the_same_scoring_without_it_and_reasons_with_other_libraries(tmp_path):
-    names = [*refinements.CASES, "lightgbm", "xgboost"]
-    results, text = benchmark(tmp_path, "refinements", "--rows=4000", f"--only={','.join(names)}", "--repeat=1")
-    assert [result["workload"] for result in results if result["contender"] == OURS] == [*refinements.CASES]
-    assert [(result["contender"], result["rows"]) for result in results[-2:]] == [("lightgbm", 1000), ("xgboost", 1000)]
-    beside = {result["workload"]: result for result in results if result["contender"] == OURS}
+def test_each_refinement_is_compared_with_the_same_scoring_without_it(tmp_path):
+    results, text = benchmark(
+        tmp_path, "refinements", "--rows=4000", f"--only={','.join(refinements.CASES)}", "--repeat=1"
+    )
+    beside = {result["workload"]: result for result in results}
+    assert beside.keys() == refinements.CASES.keys()
     for name, case in refinements.CASES.items():
         if name != case.beside:
             seconds, memory = (beside[name][of] / beside[case.beside][of] - 1 for of in ("core_seconds", "peak_mib"))
             assert f"| {name} | {seconds:+.1%} | {memory:+.1%} |" in text
-    rate = results[-1]["rows"] / results[-1]["core_seconds"]
-    assert f"| xgboost | {rate:,.0f} |" in text
+    assert "rows get reasons in a core-second." in text
 
 
 def grown(commits: dict[str, dict[str, list[float]]]) -> list[Result]:
@@ -143,11 +139,9 @@ def test_a_kept_line_holds_the_figures_of_a_commit_and_the_next_call_begins_with
     asked = ["git", "rev-parse", "--short=7", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setattr(history, "FILE", tmp_path / "history.jsonl")
-    assert history.default_commits() == ("HEAD", ".")
-    history.keep(grown({f"{commit}+": {"trees": [2.0, 1.0, 9.0], "status": [1.0]}}))
-    (kept,) = map(json.loads, history.FILE.read_text().splitlines())
-    assert kept["lines"]["trees"] == {"rows": 10, "core_seconds": 2.0, "seconds": 9.0, "peak_mib": 50}
-    assert str(tmp_path) not in json.dumps(kept)
+    history.keep(grown({f"{commit}+": {"trees": [2.0, 1.0, 9.0]}}))
+    (written,) = map(json.loads, history.FILE.read_text().splitlines())
+    assert written["lines"]["trees"] == {"rows": 10, "core_seconds": 2.0, "seconds": 9.0, "peak_mib": 50}
     assert history.default_commits() == (commit, ".")
 
 
@@ -179,32 +173,21 @@ def test_growth_says_what_each_further_partition_costs(tmp_path):
     assert float(records.split("|")[2]) > 0.1
 
 
-@pytest.mark.release
-def test_the_cost_on_more_cores_is_modelled_from_one_core_and_a_small_partition(tmp_path):
-    results, text = benchmark(tmp_path, "cores", "--rows=2000", "--repeat=1")
-    small, *_, large = (result for result in results if result["contender"].endswith("cores: 1"))
-    assert (small["rows"], large["rows"]) == (1000, 2000)
-    serial, whole = small["core_seconds"], large["core_seconds"]
-    assert f"Of {whole:.1f} core-seconds on one core, {serial:.1f} are serial" in text
-    assert f"{serial + (whole - serial) / 16:.1f} on 16 cores" in text
-
-
-def written(folder: Path, score: list[float]) -> Scores:
-    folder.mkdir()
-    frame = pl.DataFrame({"id": range(len(score)), "score": score, "day": "2026-01-01"})
-    frame.with_columns(prediction=pl.col("score") > 0.5).write_parquet(folder / "scores.parquet")
-    return Scores(folder, None, ["2026-01-01"])
+def written(file: Path, score: list[float]) -> Scores:
+    rows = pl.DataFrame({"id": range(len(score)), "score": score, "day": "2026-01-01"})
+    with duckdb.connect(str(file)) as con:
+        con.register("rows", rows.with_columns(prediction=pl.col("score") > 0.5).to_arrow())
+        con.execute("CREATE TABLE scores AS FROM rows")
+    return Scores(file, "scores", "day", ["2026-01-01"])
 
 
 @pytest.mark.parametrize(
     ("score", "complaint"),
-    [([0.25, 0.75 + 1e-6], "other scores for 1 of 2 rows"), ([0.25], "1 rows instead of 2"), ([0.25, 0.75], None)],
+    [([0.25, 0.75 + 1e-6], "other scores for 1 rows"), ([0.25], "1 rows instead of 2"), ([0.25, 0.75], None)],
 )
 def test_a_contender_that_does_different_work_ends_the_run(tmp_path, score, complaint):
-    require_same("first", written(tmp_path / "first", [0.25, 0.75]), 2, tmp_path / "reference.parquet", 0.0)
-    check = partial(
-        require_same, "second", written(tmp_path / "second", score), 2, tmp_path / "reference.parquet", 1e-9
-    )
+    first, second = (written(tmp_path / name, scores).rows() for name, scores in (("1", [0.25, 0.75]), ("2", score)))
+    check = partial(require_same, "second", second, first, 1e-9)
     if complaint is None:
         check()
     else:
@@ -269,24 +252,6 @@ def test_reports_show_medians_and_ratios_and_where_we_lose():
     )
 
 
-def test_the_figures_of_the_readme_are_written_between_their_marks(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
-    results = results_of({OURS: [2.0], "script": [5.0], "spark": [9.0]})
-    for _ in range(2):
-        readme.write(results, page)
-    before, row, names, bars, after = (
-        line
-        for line in page.read_text(encoding="utf-8").splitlines()
-        if line in ("before", "after") or line.strip().startswith(("| histogram", "x-axis", "bar"))
-    )
-    assert (before, after) == ("before", "after")
-    assert row == "| histogram trees, 100 of 31 leaves | 100 | 2.0 s, 4.0 core-s, 0.0 GiB | 2.5 times | 4.5 times |"
-    assert names.strip() == 'x-axis ["batch_platform", "hand-written script", "Spark local"]'
-    assert bars.strip() == "bar [1.0, 2.5, 4.5]"
-    assert readme.README.read_text(encoding="utf-8").count(readme.BEGIN) == 1
-
-
 @pytest.mark.release
 def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(cli, tmp_path, monkeypatch):
     """In this process, with the commands that the benchmark starts as processes."""
@@ -313,12 +278,12 @@ def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(c
     assert measured.ours == pytest.approx(json.loads(metrics)["log_loss"])
     assert max(measured.ours, measured.trees) < measured.trivial == pytest.approx(np.log(3), rel=0.02)
     worse = measured.worse_than_trees
-    assert measured.rows_judged == 150, "so few rows are held out that all of them are predicted in turn"
     assert worse.low < worse.share < worse.high
-    assert measured.worse_than_trivial.high < -0.5
+    assert measured.worse_than_trivial.high < -0.3
     assert "has no column 'colour'" in failed.failure
     text = tables.conclude([measured, failed])
-    assert f"| {worse} | 150 |" in text
+    assert f"| {worse} | {measured.rows_measured} |" in text
+    assert "1 of 2 tables run, 0 with enough rows for a verdict." in text
     assert "has no column 'colour'" in text
 
 
@@ -339,7 +304,7 @@ def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
     assert by_day.high - by_day.low > 3 * (by_row.high - by_row.low), "the rows of one day are one draw"
     results = [
         tables.TableResult(
-            name, "batch_platform", 1.0, 1, 1.0, 1.0, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
+            name, OURS, 1.0, 1, 1.0, 1.0, rows_measured=400, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
         )
         for name, worse in {
             "certain": tables.worse_by(certain, range(400), squared=False),
@@ -347,12 +312,3 @@ def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
         }.items()
     ]
     assert "by more than 5%, beyond chance: certain +10% (+10% to +10%). Worse" in tables.conclude(results)
-
-
-@pytest.mark.release
-def test_a_delivery_to_a_database_is_measured(tmp_path):
-    results, text = benchmark(tmp_path, "deliveries", f"--rows={ROWS}", f"--only={OURS}", "--repeat=1")
-    assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
-        ("PostgreSQL", OURS, ROWS)
-    ]
-    assert "**Rows into a database**" in text

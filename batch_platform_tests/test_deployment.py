@@ -44,17 +44,17 @@ OURS = ("code", "daemon", "webserver")
 PROBE = "batch-platform health"
 
 
-def test_every_variable_of_the_compose_file_has_an_example():
+def test_every_variable_of_the_compose_file_and_the_units_has_an_example():
     asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
     assert asked == EXAMPLE.keys()
     assert set(re.findall(r"\{\$(\w+)", (DEPLOY / "Caddyfile").read_text(encoding="utf-8"))) <= EXAMPLE.keys()
+    units = "".join(unit.read_text(encoding="utf-8") for unit in (DEPLOY / "systemd").iterdir())
+    example = (DEPLOY / "batch-platform.env").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\{(\w+)\}", units)) <= set(re.findall(r"^(\w+)=", example, re.MULTILINE))
 
 
-def test_only_the_proxy_is_reached_from_other_machines():
+def test_every_file_that_is_mounted_or_copied_exists_and_only_the_proxy_is_reached_from_other_machines():
     assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["proxy"]
-
-
-def test_every_file_that_is_mounted_or_copied_exists():
     mounted = {volume.split(":")[0] for service in COMPOSE["services"].values() for volume in service["volumes"]}
     assert {path for path in mounted if path.startswith(".") and not (DEPLOY / path).is_file()} == set()
     assert {name for name in mounted if name[0] not in ".$"} == COMPOSE["volumes"].keys()
@@ -90,12 +90,6 @@ def test_the_manifests_of_kubernetes_run_commands_that_exist_on_the_home_and_as_
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
-
-
-def test_every_variable_of_the_units_has_an_example():
-    units = "".join(unit.read_text(encoding="utf-8") for unit in (DEPLOY / "systemd").iterdir())
-    example = (DEPLOY / "batch-platform.env").read_text(encoding="utf-8")
-    assert set(re.findall(r"\$\{(\w+)\}", units)) <= set(re.findall(r"^(\w+)=", example, re.MULTILINE))
 
 
 def test_the_image_installs_extras_that_exist():

@@ -24,13 +24,9 @@ LATER = {
         "F41 a run of dagster job execute",
     },
     "release": {
-        "F1 killed at 200 random moments of a write",
         "F1 killed before every step with files of predictions",
         "F1 a storm of competing processes",
-        "F2 a run of 300 partitions, twice",
         "F22 killed before every step of training",
-        "F22 killed at 20 random moments of training",
-        "F27 as many runs as may work at once",
         "F41 a run of dg, by force, whose steps are processes",
     },
 }

@@ -12,10 +12,9 @@ from typing import get_args
 
 import pytest
 
+from batch_platform.warehouse.deletion import DROPPED
 from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.dropping import DROPPED
-from batch_platform.warehouse.failures import FAILURES, REFUSED_ROWS, FailedStep
-from batch_platform.warehouse.fingerprints import FINGERPRINTS
+from batch_platform.warehouse.failures import FAILURES, FINGERPRINTS, REFUSED_ROWS, FailedStep
 from batch_platform.warehouse.sql import connect
 from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES
 
@@ -36,7 +35,9 @@ ORDER = (
     "features",
     "models",
     "scoring",
+    "spark",
     "delivery",
+    "planning",
     "pipeline",
     "operations",
     "reports",
@@ -257,9 +258,9 @@ PLACES = {
     "starlette": r"cli\.guard|components\.dagster_internals",
     "graphql": r"cli\.guard",
     "fsspec": r"sources\.objects",
-    "deltalake": r"(sources|delivery)\.delta",
-    "adbc_driver_manager": r"sources\.drivers",
-    "pyiceberg": r"(sources|delivery)\.iceberg",
+    "deltalake": r"sources\.delta|delivery\.files",
+    "adbc_driver_manager": r"sources\.adbc",
+    "pyiceberg": r"sources\.iceberg|delivery\.files",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",
@@ -270,8 +271,8 @@ PLACES = {
     "pandas": r"models\.flavours\.mlflow",
     "crepes": r"models\.refinements\.interval",
     "apprise": r"components\.receivers",
-    "pyspark": r"features\.spark",
-    "py4j": r"features\.spark",
+    "pyspark": "spark",
+    "py4j": "spark",
     "jinja2": r"reports\.(report|card)|pipeline\.declared",
     "alembic": r"cli\.running",
     "altair": r"reports\.charts",
@@ -285,24 +286,11 @@ NAMES = {  # of distributions that are imported by another name
     "vl-convert-python": "vl_convert",
     "xgboost-cpu": "xgboost",
 }
-PARTS = {
-    "alembic",
-    "dagster_shared",
-    "joblib",
-    "py4j",
-    "starlette",
-    "graphql",
-}  # of what brings them: dagster, scikit-learn, pyspark, the webserver
+# Parts of what brings them: dagster, scikit-learn, pyspark, the webserver.
+PARTS = {"alembic", "dagster_shared", "joblib", "py4j", "starlette", "graphql"}
 OF_SERVICES = {"azure", "gcs"}  # extras for stores of which no server can be run here
-RUN_BY_NAME = {
-    "adbc_driver_postgresql",
-    "adbc_driver_sqlite",
-    "dagster_postgres",
-    "tzdata",
-    "s3fs",
-    "gcsfs",
-    "adlfs",
-}  # the last three by fsspec
+# The last three by fsspec.
+RUN_BY_NAME = {"adbc_driver_postgresql", "adbc_driver_sqlite", "dagster_postgres", "tzdata", "s3fs", "gcsfs", "adlfs"}
 
 
 def libraries_of(module: str) -> set[str]:

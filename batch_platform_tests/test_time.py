@@ -10,15 +10,6 @@ from hypothesis import given
 
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.windows import (
-    deadline,
-    evaluation_start,
-    matures,
-    served_calendar,
-    serving_periods,
-    trainable_calendar,
-    training_window,
-)
 from batch_platform.features.fingerprints import instant
 from batch_platform.features.row_checks import instants
 from batch_platform.operations.trace import _with_zone
@@ -67,24 +58,26 @@ def test_whatever_computes_with_time_agrees_with_zoneinfo(drawn):
     for partition in partitions:
         assert (partition.start, partition.end) == (first, next_start(first, zone, every))
         assert partition.key == key_of(first, zone, every)
-        assert matures(spec, partition) == later(partition.end, zone, days=delay.days, hours=delay.hours)
+        assert spec.periods.matures(partition) == later(partition.end, zone, days=delay.days, hours=delay.hours)
         day = partition.end.astimezone(zone).date()
         mornings = [datetime.combine(day + timedelta(days=n), time(7), zone).astimezone(UTC) for n in (0, 1)]
-        assert deadline(spec, partition) == next(at for at in mornings if at > partition.end)
+        assert spec.periods.deadline(partition) == next(at for at in mornings if at > partition.end)
         first = partition.end
     now = partitions[-1].end
-    periods = serving_periods(spec, now)[-3:]
+    periods = spec.periods.begun(now)[-3:]
     assert periods
     for period in periods:
         assert period.start == midnight(date.fromisoformat(period.key), zone)
-        window = training_window(spec, period.start)
-        assert window == [it for it in partitions if window[0].start <= it.start and matures(spec, it) <= period.start]
-        assert evaluation_start(spec, window) == window[-evaluate].start
+        window = spec.periods.window(period.start)
+        assert window == [
+            it for it in partitions if window[0].start <= it.start and spec.periods.matures(it) <= period.start
+        ]
+        assert spec.periods.evaluation_start(window) == window[-evaluate].start
     wiring = Wiring(spec, Path("/nowhere"))
     for ours, theirs in (
         (calendar, wiring.partitions),
-        (served_calendar(spec), wiring.served),
-        (trainable_calendar(spec), wiring.serving_periods),
+        (spec.periods.served, wiring.served),
+        (spec.periods.trainable, wiring.serving_periods),
     ):
         agrees_with_dagster(ours, theirs, now)
     read_alike(partitions[0].start, now, spec, zone)
@@ -119,8 +112,8 @@ def test_serving_periods_may_begin_with_the_second_of_two_hours_that_clocks_repe
         model={"train": {"every": "hour", "evaluate": "2 hours"}},
     )
     wiring = Wiring(spec, Path("/nowhere"))
-    ours = trainable_calendar(spec)
+    ours = spec.periods.trainable
     assert ours is not None
     assert ours.due(ours.first_start)[0].key == "2024-10-27-02:00+0100"
     agrees_with_dagster(ours, wiring.serving_periods, ours.first_start + 5 * HOUR)
-    agrees_with_dagster(served_calendar(spec), wiring.served, ours.first_start + 5 * HOUR)
+    agrees_with_dagster(spec.periods.served, wiring.served, ours.first_start + 5 * HOUR)

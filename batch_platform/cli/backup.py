@@ -12,7 +12,7 @@ from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import counted
 from batch_platform.operations.archive import Archive
 from batch_platform.operations.backup import back_up, read_backup
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 
 @click.command(

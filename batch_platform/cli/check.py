@@ -20,11 +20,9 @@ from batch_platform.declaration.errors import (
     merged,
 )
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import matures
 from batch_platform.declaration.yaml_file import with_place
 from batch_platform.delivery.known import require_sinks
-from batch_platform.features.query import Query
-from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.refinements.known import declared
 from batch_platform.monitoring.metrics import own_metrics
@@ -32,7 +30,7 @@ from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _check_labels(pipeline: Pipeline, due: Sequence[Partition], now: datetime) -
     """Try the SQL of the labels for the newest partition that has them. There must be one if some should be known by now."""
     spec, builder = pipeline.spec, pipeline.builder
     labelled = [partition for partition in due if not builder.awaited_label_sources(partition)][-1:]
-    for partition in labelled or [partition for partition in due if matures(spec, partition) <= now][-1:]:
+    for partition in labelled or [partition for partition in due if spec.periods.matures(partition) <= now][-1:]:
         columns = spec.labels.columns if spec.labels else []
         _try_query(pipeline, builder.labels_query, partition, builder.label_sources, columns)
 

@@ -15,14 +15,13 @@ from batch_platform.cli.project import explained, find_or_create_project, shippe
 from batch_platform.cli.run import asked_for, bring_up_to_date
 from batch_platform.cli.sample import customers
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import RunFailedError, WrongUseError, named
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import RunFailedError, WrongUseError, named, number
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.operations.export import require_writable
 from batch_platform.pipeline.declared import read_declared
 from batch_platform.pipeline.shipped import FLIGHTS, FOLDER, MODULE, shipped
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 

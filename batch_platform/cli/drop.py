@@ -20,9 +20,9 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import HeldPartitions, drop_partitions, held_partitions
+from batch_platform.operations.cleanup import HeldPartitions, drop_partitions, held_partitions
 from batch_platform.pipeline.former_partitions import former_partitions
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.home import HOME_VARIABLE
 
 _PARTITIONED = ("features", "predictions", "drift", "performance")

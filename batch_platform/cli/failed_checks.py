@@ -7,7 +7,7 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.monitoring.catalogue import FailedCheck, grouped, texts_in_short
 from batch_platform.pipeline.measured import published_failed_checks
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 
 
 def failed_in(pipeline: Pipeline, run_ids: Collection[str]) -> list[FailedCheck]:

@@ -17,9 +17,14 @@ from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.declaration.errors import WrongUseError, counted, named
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.cleanup import find_garbage, remove_garbage, remove_old_rows
-from batch_platform.operations.drop import drop_pipelines, find_orphans
-from batch_platform.warehouse.dropping import HeldPipeline
+from batch_platform.operations.cleanup import (
+    drop_pipelines,
+    find_garbage,
+    find_orphans,
+    remove_garbage,
+    remove_old_rows,
+)
+from batch_platform.warehouse.deletion import HeldPipeline
 
 
 @click.command(

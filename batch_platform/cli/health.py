@@ -11,13 +11,13 @@ from batch_platform.cli import terminal
 from batch_platform.cli.instance import last_heartbeat
 from batch_platform.cli.project import Project, find_project
 from batch_platform.declaration.errors import BatchPlatformError, NothingPublishedError
-from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measure import Aspect
 from batch_platform.pipeline.health import freshness
 from batch_platform.warehouse.database import require_not_lost
+from batch_platform.warehouse.files import current_copy
 from batch_platform.warehouse.lock import lock_timeout, standing_holder
-from batch_platform.warehouse.marks import current_copy
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.verify import behind_since
+from batch_platform.warehouse.recovery import behind_since
 
 DAEMON_LIMIT = timedelta(minutes=5)  # a daemon that works reports every 30 s
 

@@ -26,14 +26,14 @@ from batch_platform.models.bundle import Manifest, compared, read_judged, read_m
 from batch_platform.models.gate import MEETS
 from batch_platform.models.judged import on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric, lower_is_better, measure, without_details
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import relabelled
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import relabelled
 from batch_platform.reports.card import card_of, since_it_serves
 from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.published import open_published

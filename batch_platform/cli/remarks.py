@@ -8,16 +8,15 @@ from batch_platform.cli import terminal
 from batch_platform.declaration.errors import BatchPlatformError, counted, listed
 from batch_platform.declaration.inputs import ROW_IN_FILE
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import first_service, matures, serves_from, serving_calendar
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 
 
 def remarks_on(pipeline: Pipeline, now: datetime) -> Iterator[str]:
     """Say what no run fails of, and what predictions or their evaluation wait for."""
     spec = pipeline.spec
     yield from filter(None, (_never_served(spec), _by_place(spec)))
-    mature = [partition for partition in spec.partitions.calendar.due(now) if matures(spec, partition) <= now]
+    mature = [partition for partition in spec.partitions.calendar.due(now) if spec.periods.matures(partition) <= now]
     with suppress(BatchPlatformError):  # labels that cannot be read are a problem, and told as one
         if awaiting := [partition for partition in mature if pipeline.builder.awaited_label_sources(partition)]:
             names = listed(map(repr, pipeline.builder.awaited_label_sources(awaiting[-1])))
@@ -26,7 +25,7 @@ def remarks_on(pipeline: Pipeline, now: datetime) -> Iterator[str]:
 
 def _never_served(spec: PipelineSpec) -> str | None:
     """Say which partitions no model will ever serve, and why; None if each of them can have one."""
-    calendar, first = spec.partitions.calendar, first_service(spec)
+    calendar, first = spec.partitions.calendar, spec.periods.first_service
     if first is None and calendar.last_end is None:
         window, evaluate = spec.model.train.window, spec.model.train.evaluate
         return f"no model will ever be trained: model.train.window ({window}) is too short for model.train.evaluate ({evaluate}) and labels.delay"
@@ -37,10 +36,10 @@ def _never_served(spec: PipelineSpec) -> str | None:
     if not never:
         return None
     span = never[0].key if len(never) == 1 else f"{never[0].key} to {never[-1].key}"
-    if first is not None and serving_calendar(spec) is None:
+    if first is not None and spec.periods.serving is None:
         reason = f"warm-up, no model has enough to learn from before {first.key}"
     elif first is not None:
-        reason = f"warm-up, {serves_from(spec, first)}"
+        reason = f"warm-up, {spec.periods.serves_from(first)}"
     else:
         every, delay = spec.model.train.every, "" if spec.labels is None else " plus labels.delay"
         begins = "no partition" if every is None else f"no serving period (model.train.every: {every})"

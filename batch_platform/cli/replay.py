@@ -10,7 +10,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for, bring_up_to_date
 from batch_platform.declaration.errors import RunFailedError, counted
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 
 
 @click.command(

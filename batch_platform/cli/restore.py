@@ -12,7 +12,7 @@ from batch_platform.cli.project import Project, find_project
 from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.operations.archive import Archive
 from batch_platform.operations.backup import backup_to_restore, restore_backup
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.recovery import restore_from_published
 
 
 @click.command(

@@ -23,15 +23,14 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.new_label import new_label, retire
-from batch_platform.pipeline.plan import Plan, make_plan, remaining
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, TASKS, Item, Step, ranges
-from batch_platform.pipeline.unserved import unserved_error
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.holds import unserved_error
+from batch_platform.planning.plan import Plan, make_plan, remaining
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import STEPS, TASKS, Item, Step, ranges
 
 
 @click.command(
@@ -104,7 +103,7 @@ def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None
 
 def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:
     """Refuse to score what lies before the first serving period: raises WrongUseError."""
-    spec, calendar = wiring.spec, served_calendar(wiring.spec)
+    spec, calendar = wiring.spec, wiring.spec.periods.served
     begin = calendar.holding(calendar.first_start)
     if begin is not None and first.start < begin.start:
         msg = (
@@ -175,7 +174,7 @@ def _prepared(wiring: Wiring, instance: dg.DagsterInstance, request: PlanRequest
     pipeline = wiring.pipeline()
     state = pipeline.state(recheck=request.recheck)
     require_no_former_partitions(wiring.spec, state.scores.values())
-    for key in sorted(state.gone)[:1]:
+    for key in sorted(state.seen.gone)[:1]:
         partition = wiring.spec.partitions.calendar.named(key)
         pipeline.builder.sources.require_reachable(partition, pipeline.builder.feature_sources)
     pipeline.publish()
@@ -227,12 +226,12 @@ def _announce(wiring: Wiring, request: PlanRequest, state: State, plan: Plan, se
         terminal.say(f"{name}: nothing can be scored")
     else:
         unserved = any(not item.warm_up for item in plan.blocked)
-        known = ", as far as its sources could be looked at" if state.unread else ""
+        known = ", as far as its sources could be looked at" if state.seen.unread else ""
         terminal.say(f"{name}: everything {'that a model serves' if unserved else 'asked for'} is up to date{known}.")
         if request.named[-1].end == wiring.spec.partitions.calendar.last_end:
             end = wiring.spec.partitions.calendar.end_key
             terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
-    for error in state.unread.values():
+    for error in state.seen.unread.values():
         terminal.say(f"  not looked at: {error}")
     for step in STEPS:
         _say_items(step, plan.of(step))

@@ -25,13 +25,12 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError
-from batch_platform.declaration.windows import served_calendar
 from batch_platform.models.declared_model import require_libraries
-from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.set_apart import error_of
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import Item, Step, ranges, requests
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import Item, Step, ranges, requests
 
 MOST_PARTITIONS = 1_000  # partitions of a run, if nothing else is declared: the UI takes 18 s to open one of 8,000
 
@@ -85,7 +84,7 @@ class Runs:
         """
         if models := plan.of("model", "challengers"):
             require_libraries(self.wiring.spec)  # before any feature is built
-        begin, asked = served_calendar(self.wiring.spec).first_start, set(request.named)
+        begin, asked = self.wiring.spec.periods.served.first_start, set(request.named)
         served = [partition for partition in request.named if partition.start >= begin]
         unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
         self.bring(unserved, {"features": {"force": request.force}})

@@ -22,17 +22,17 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.explaining import are_dagsters_records, explained
-from batch_platform.monitoring.drift import Level
+from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.metrics import without_details
-from batch_platform.operations.verify import damaged_files
+from batch_platform.operations.backup import damaged_files
 from batch_platform.pipeline.former_partitions import former_partitions_line
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_at
-from batch_platform.pipeline.steps import TASKS
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import TASKS
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
-from batch_platform.warehouse.verify import Verified, behind_since, cut_short, verify
+from batch_platform.warehouse.recovery import Verified, behind_since, cut_short, verify
 
 UNHEALTHY = 3  # exit code
 MOST_REFUSED = 3  # serving periods whose refusal is shown

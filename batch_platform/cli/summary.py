@@ -12,9 +12,8 @@ from batch_platform.cli.failed_checks import FailedCheck, failed_in, show_failed
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import counted, listed
-from batch_platform.declaration.windows import first_service, serving_calendar
+from batch_platform.declaration.predictions import PREFIX
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import ClassLabel
@@ -22,9 +21,9 @@ from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import Plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import ranges
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.failures import Failure
 
@@ -119,9 +118,9 @@ def summary_of(  # noqa: PLR0913 - what was asked for, and what came of it
         if asked and it.start >= asked[-1].end and it.key not in left_alone
     ]
     odd = {key: [f"its evaluation waits: {reason}"] for key, reason in left.awaiting.items()} | {
-        partition.key: [f"{state.gone[partition.key]}; what was made from it stays"]
+        partition.key: [f"{state.seen.gone[partition.key]}; what was made from it stays"]
         for partition in asked
-        if partition.key in state.gone
+        if partition.key in state.seen.gone
     }
     return RunSummary(
         pipeline=name,
@@ -220,7 +219,7 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
 def _could_serve_from(wiring: Wiring, left: Plan) -> str | None:
     """The first partition of warm-up that a model could be trained for, where one model serves all; None if there is none."""
     spec = wiring.spec
-    if serving_calendar(spec) is not None or spec.partitions.snapshot or (first := first_service(spec)) is None:
+    if spec.periods.serving is not None or spec.partitions.snapshot or (first := spec.periods.first_service) is None:
         return None
     return first.key if any(item.partition.key == first.key for item in left.blocked) else None
 

@@ -10,8 +10,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import WrongUseError, counted
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import WrongUseError, counted, number
 from batch_platform.operations.trace import (
     PARTITION,
     Dependents,
@@ -21,7 +20,7 @@ from batch_platform.operations.trace import (
     trace,
     with_source_rows,
 )
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.steps import ranges
 
 
 @click.command(

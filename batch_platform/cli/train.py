@@ -17,12 +17,12 @@ from batch_platform.cli.summary import TrainedModel, trained_model
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import training_window
-from batch_platform.pipeline.plan import make_plan, training_asked_for, trainings_asked_for
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import TASKS, ranges
 from batch_platform.pipeline.training import require_trainable
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import TASKS, ranges
+from batch_platform.planning.trainings import training_asked_for, trainings_asked_for
 
 
 @click.command(
@@ -91,7 +91,7 @@ def _asked(  # noqa: PLR0913 - the options of the command
         raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
     asked = trainings_asked_for(spec, state, now, force=force) if every else [(period, reason)]
     for period, _ in asked:
-        require_trainable(spec, period, training_window(spec, period.start))
+        require_trainable(spec, period, spec.periods.window(period.start))
     return asked
 
 

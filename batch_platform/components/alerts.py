@@ -28,14 +28,13 @@ from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failure
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, listed
 from batch_platform.declaration.redaction import redact
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ALARMS
-from batch_platform.pipeline.health import deadline, freshness
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.steps import ASSET_OF, ranges
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.pipeline.health import freshness
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.steps import ASSET_OF, ranges
+from batch_platform.warehouse.deletion import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
 from batch_platform.warehouse.published import reading_published
 
@@ -290,7 +289,7 @@ def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Troub
     aspect = freshness(spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), at)
     if aspect.passed:
         return {}
-    since = deadline(spec, spec.partitions.calendar.named(aspect.partition)) if aspect.partition else at
+    since = spec.periods.deadline(spec.partitions.calendar.named(aspect.partition)) if aspect.partition else at
     return {Subject("predictions", NEWEST_SCORED): {UNPARTITIONED: Trouble("failure", since, aspect.text)}}
 
 
@@ -364,7 +363,7 @@ def shown_partitions(calendar: Calendar, keys: Sequence[str]) -> str:
 
 def _calendar(wiring: Wiring, subject: Subject) -> Calendar:
     calendar = wiring.spec.partitions.calendar
-    return (serving_calendar(wiring.spec) or calendar) if subject.asset == "model" else calendar
+    return (wiring.spec.periods.serving or calendar) if subject.asset == "model" else calendar
 
 
 def _cut(text: str) -> str:

@@ -38,8 +38,8 @@ from batch_platform.components.wiring import Wiring, now
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.inputs import Features
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:

@@ -17,15 +17,14 @@ from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, counted, listed
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks, judgements
-from batch_platform.monitoring.markdown import listing
-from batch_platform.monitoring.measure import Asset, Check, Judged, Judgement, rounded
+from batch_platform.monitoring.measure import Asset, Check, Judged, Judgement, listing, rounded
 from batch_platform.monitoring.measures.challengers import NONE_FAILS
 from batch_platform.pipeline.health import freshness
-from batch_platform.pipeline.plan import Plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import Trained
-from batch_platform.pipeline.unserved import unserved_error
+from batch_platform.planning.holds import unserved_error
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import ranges
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
@@ -373,16 +372,16 @@ def _up_to_date(plan: Plan, state: State, unserved: BatchPlatformError | None) -
         "stale": len(plan.stale),
         "first_stale": min(plan.stale, default="none"),
         "last_stale": max(plan.stale, default="none"),
-        "models_with_corrected_labels": listed(state.relabelled) or "none",
+        "models_with_corrected_labels": listed(state.seen.relabelled) or "none",
     }
     due = [f"{counted(len(keys), 'partition')}: {reason}" for reason, keys in reasons.items()]
     if reasons:
         partitions = {reason: f"{_count(keys)}: {listed(keys)}" for reason, keys in reasons.items()}
         metadata["reasons"] = dg.MetadataValue.md(listing(("reason", "partitions"), partitions))
     return dg.AssetCheckResult(
-        passed=not (reasons or state.unread) and unserved is None,
+        passed=not (reasons or state.seen.unread) and unserved is None,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join([*due, *map(str, state.unread.values()), *([str(unserved)] if unserved else [])])
+        description="; ".join([*due, *map(str, state.seen.unread.values()), *([str(unserved)] if unserved else [])])
         or "none is stale",
         metadata=metadata,
     )

@@ -11,11 +11,11 @@ from batch_platform.components.events import PartitionLog
 from batch_platform.components.making import RunStep
 from batch_platform.components.scoring import require_all_done, score_what_failed
 from batch_platform.components.wiring import Wiring, now
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.redaction import redact
 from batch_platform.pipeline.deliver import deliver
-from batch_platform.pipeline.state import undelivered
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.request import PlanRequest
 
 
 class DeliveryConfig(dg.Config):

@@ -14,13 +14,12 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.catalogue import evaluated_measures, measures_on
-from batch_platform.monitoring.markdown import Markdown, listing, markdown, table
-from batch_platform.monitoring.measure import Asset, rounded
+from batch_platform.monitoring.measure import Asset, Markdown, listing, markdown, rounded, table
 from batch_platform.monitoring.measures.drift import WORST_INDEX
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
@@ -248,7 +247,7 @@ def of_measures(asset: Asset, values: Mapping[str, Any]) -> dict[str, Any]:
         name: shown
         for measure in measures_on(asset).values()
         if measure.name in values
-        for name, shown in metadata(measure.metadata(values[measure.name])).items()
+        for name, shown in metadata(measure.shown(values[measure.name])).items()
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_platform import spark
 from batch_platform.components import commits
 from batch_platform.components.checks import Checked, CheckLog, RunCheck
 from batch_platform.components.commits import Commit
@@ -30,19 +31,18 @@ from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar, Partition
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.delivery.ledger import Delivered
-from batch_platform.features import spark
-from batch_platform.features.spark.session import lent
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,
     recorded_features,
     recorded_models,
     recorded_predictions,
 )
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
+from batch_platform.planning.state import State
 from batch_platform.scoring import engines
+from batch_platform.spark.session import lent
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues
 SECONDS_BETWEEN_LINES = 10  # each line in the log of a run is a stored event

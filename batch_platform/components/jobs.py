@@ -23,9 +23,9 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.redaction import redacted
-from batch_platform.pipeline.plan import Plan
-from batch_platform.pipeline.steps import ASSET_OF, Request, Step
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.steps import ASSET_OF, Request, Step
 
 Duty = Literal["build", "score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {

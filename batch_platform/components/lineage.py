@@ -14,10 +14,9 @@ import dagster as dg
 from batch_platform.components.describe import table
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
-from batch_platform.declaration.functions import import_function
-from batch_platform.declaration.predictions import ENDS
-from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
+from batch_platform.declaration.importing import import_function
+from batch_platform.declaration.predictions import DECISION, ENDS
+from batch_platform.features.origins import ROWS, ColumnLineage, Lineage, SourceColumn
 from batch_platform.models.bundle import read_manifest
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.pipeline.build import Built

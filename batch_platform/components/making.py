@@ -18,12 +18,12 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan, remaining, training_asked_for
 from batch_platform.pipeline.set_apart import error_of, failures_of, setting_apart
-from batch_platform.pipeline.state import features_due, with_snapshots_over
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import features_due, with_snapshots_over
+from batch_platform.planning.plan import make_plan, remaining
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.trainings import training_asked_for
 from batch_platform.warehouse.lock import folder_locked
 
 
@@ -128,7 +128,7 @@ class RunStep:
     def build_windows(self, periods: Sequence[Partition]) -> None:
         """Build the features that the training windows of serving periods lack."""
         dropped = self.pipeline.state().dropped
-        windows = [training_window(self.wiring.spec, period.start, dropped) for period in periods]
+        windows = [self.wiring.spec.periods.window(period.start, dropped) for period in periods]
         self.build_lacking(list(dict.fromkeys(chain.from_iterable(windows))))
 
     def train(

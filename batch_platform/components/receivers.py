@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Literal
 
 from batch_platform.declaration.errors import WrongUseError, listed
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.redaction import redact
 
 EXTRA = "notify"

@@ -23,9 +23,9 @@ from batch_platform.declaration.errors import DataError, NothingPublishedError, 
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, read_latest
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import open_published, publish, reading_published
 from batch_platform.warehouse.sql import connect
-from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.user_tables import (
     DEFAULT_SCHEMA,
     PARTITION,

@@ -20,7 +20,6 @@ from batch_platform.components.reporting import REPORT
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.windows import serving_calendar, training_window
 
 RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
@@ -88,11 +87,11 @@ def _upstream(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
         yield from (("features", key) for key in _keys(wiring, "predictions", run))
     if is_of_job(run, wiring, "train"):
         periods = [wiring.serving_period(key) for key in _keys(wiring, "model", run) if key]
-        windows = [training_window(wiring.spec, period.start) for period in periods]
+        windows = [wiring.spec.periods.window(period.start) for period in periods]
         yield from {("features", partition.key) for window in windows for partition in window}
     if run.job_name != name_of_whole(wiring.spec.name) or not (keys := _keys(wiring, "predictions", run)):
         return
-    calendar, periods = wiring.spec.partitions.calendar, serving_calendar(wiring.spec)
+    calendar, periods = wiring.spec.partitions.calendar, wiring.spec.periods.serving
     last = max(calendar.named(key).end for key in keys)
     yield from (("features", partition.key) for partition in calendar.within(calendar.first_start, last))
     if periods is None:
@@ -148,5 +147,5 @@ def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:
         return []
     calendar = wiring.spec.partitions.calendar
     if asset == "model":
-        calendar = serving_calendar(wiring.spec) or calendar
+        calendar = wiring.spec.periods.serving or calendar
     return keys_of_range(calendar, shown_range(first, last))

@@ -25,12 +25,11 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, laun
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.windows import matures, training_window
-from batch_platform.pipeline.plan import Plan, make_plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.marks import current_copy
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import STEPS, Item, Request, Step, requests
+from batch_platform.warehouse.files import current_copy
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * {weekday}", "month": "0 5 1 * *"}
@@ -144,7 +143,7 @@ def _look_at(looks: _Looks, duty: Duty, context: dg.ScheduleEvaluationContext) -
         plan=make_plan(wiring.spec, state, PlanRequest(now, failed_models=failed_models)) if failed_models else retried,
         retried=retried,
         dropped=frozenset(state.dropped),
-        unread=[str(error) for error in state.unread.values()],
+        unread=[str(error) for error in state.seen.unread.values()],
         held=held,
         failed=failed,
         evaluated_at=now.isoformat(),
@@ -159,8 +158,11 @@ def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
         for item in plan.of("model")
         if any(
             partition.key in broken
-            or (matures(wiring.spec, partition) <= item.partition.start and state.awaited_label_sources(partition))
-            for partition in training_window(wiring.spec, item.partition.start, state.dropped)
+            or (
+                wiring.spec.periods.matures(partition) <= item.partition.start
+                and state.seen.awaited_label_sources(partition)
+            )
+            for partition in wiring.spec.periods.window(item.partition.start, state.dropped)
         )
     }
 
@@ -245,7 +247,7 @@ def _to_train(tick: _Tick) -> list[Item]:
         if item.partition.key not in busy
         and not any(
             partition.key in being_built
-            for partition in training_window(tick.wiring.spec, item.partition.start, tick.dropped)
+            for partition in tick.wiring.spec.periods.window(item.partition.start, tick.dropped)
         )
     ]
 

@@ -15,12 +15,12 @@ from batch_platform.components.wiring import now
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, NoChampionError, listed
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.plan import remaining
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.set_apart import failures_of
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.unserved import unserved_error
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.holds import unserved_error
+from batch_platform.planning.plan import remaining
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import State
 from batch_platform.scoring.run import Committed
 
 

@@ -22,7 +22,6 @@ from batch_platform.declaration.redaction import redact, redacted_output
 from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.threads import THREADS_VARIABLE, threads
-from batch_platform.declaration.windows import served_calendar, serving_calendar, trainable_calendar
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
@@ -102,12 +101,12 @@ class Wiring:
     @cached_property
     def served(self) -> dg.TimeWindowPartitionsDefinition:
         """The partitions of predictions and performance: those that a model can serve."""
-        return _time_windows(served_calendar(self.spec))
+        return _time_windows(self.spec.periods.served)
 
     @cached_property
     def serving_periods(self) -> dg.TimeWindowPartitionsDefinition | None:
         """The partitions of the model, each from its start on; None if one model serves all partitions."""
-        calendar = trainable_calendar(self.spec)
+        calendar = self.spec.periods.trainable
         return None if calendar is None else _time_windows(calendar)
 
     def partitions_of(self, asset: str) -> dg.TimeWindowPartitionsDefinition | None:
@@ -169,7 +168,7 @@ class Wiring:
 
     def serving_period(self, key: str) -> Partition:
         """The serving period of that key."""
-        return (serving_calendar(self.spec) or self.spec.partitions.calendar).named(key)
+        return (self.spec.periods.serving or self.spec.partitions.calendar).named(key)
 
     @contextmanager
     def step(self, context: dg.AssetExecutionContext, *, last: bool = True) -> Generator[Pipeline]:

@@ -44,10 +44,11 @@ class Database(Block):
     @property
     def secrets(self) -> list[str]:
         """The whole URI if it holds a password, and the password."""
-        rest, _, options = self.uri.partition("://")[2].partition("?")
         if self.driver == "sqlite":
             return []
-        user = (rest if "@" in rest else self.uri.partition("://")[2]).rpartition("@")[0]
+        whole = self.uri.partition("://")[2]
+        rest, _, options = whole.partition("?")
+        user = (rest if "@" in rest else whole).rpartition("@")[0]
         password = user.partition(":")[2]
         found = [password, *(value for name, value in parse_qsl(options) if SAYS_SECRET.search(name))]
         forms = {form for secret in found for form in (secret, unquote(secret)) if form}

@@ -5,15 +5,19 @@ person who declared the pipeline. Any other error that escapes is a defect of th
 """
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from batch_platform.declaration.redaction import redact
+
+_LARGE = 1000  # smallest number without decimals
+
 
 MOST_LISTED = 10
 INTERRUPTED_QUERY = "Query interrupted"
@@ -337,3 +341,19 @@ def memory_explained(pipeline: str, partition_key: str) -> Generator[None]:
         raise BatchPlatformError(
             msg, hint="give the process more memory, or declare shorter partitions; the partition is unchanged."
         ) from error
+
+
+def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
+    """Format a number with thousands separators and, if it is small, four digits; None becomes a dash."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        text, sign = format(value, form), "+" if form.startswith("+") else ""
+        if abs(value) >= _LARGE or "e+" in text:
+            return format(value, f"{sign},.0f")
+        return format(value, f"{sign}.{3 - math.floor(math.log10(abs(value)))}f") if "e-" in text else text
+    return str(value)

@@ -76,6 +76,12 @@ def require_object(kind: str, address: str) -> None:
         raise ValueError(msg)
 
 
+def starts_around(calendar: Calendar, instant: datetime) -> str:
+    """The starts of windows before and after an instant, as a declaration writes them."""
+    window, written = calendar.around(instant), "%Y-%m-%dT%H:%M" if calendar.every == "hour" else "%Y-%m-%d"
+    return " or ".join(f"{start.astimezone(calendar.zone):{written}}" for start in (window.start, window.end))
+
+
 class Partitions(Block):
     """The time windows of a pipeline, each scored on its own."""
 
@@ -113,10 +119,8 @@ class Partitions(Block):
             raise ValueError(msg)
         declared = calendar.start.replace(tzinfo=calendar.zone).astimezone(UTC)
         if calendar.first_start != declared:
-            window, hours = calendar.around(declared), self.every == "hour"
-            written = "%Y-%m-%dT%H:%M" if hours else "%Y-%m-%d"
-            before, after = (f"{at.astimezone(calendar.zone):{written}}" for at in (window.start, window.end))
-            msg = f"start ({self.start}) is not the start of {'an' if hours else 'a'} {self.every}; use {before} or {after}"
+            article = "an" if self.every == "hour" else "a"
+            msg = f"start ({self.start}) is not the start of {article} {self.every}; use {starts_around(calendar, declared)}"
             raise ValueError(msg)
         if end is None or calendar.last_end is None:
             return self

@@ -242,16 +242,6 @@ def _local_time(value: str) -> str:
     return value
 
 
-def _duration(value: str) -> str:
-    parse_duration(value)
-    return value
-
-
-def _window(value: str) -> str:
-    parse_window(value)
-    return value
-
-
 def _written_time(value: object) -> object:
     """Undo how YAML reads an unquoted 17:30, which is a number to the base of 60."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MINUTES_A_DAY:
@@ -269,11 +259,6 @@ def parse_deadline(text: str) -> time | Duration:
     except ValueError:
         msg = f"{text!r} is neither a time of day such as '07:00' nor a duration such as '2 hours'"
         raise ValueError(msg) from None
-
-
-def _deadline(value: str) -> str:
-    parse_deadline(value)
-    return value
 
 
 def _lateness(value: str) -> str:
@@ -305,9 +290,11 @@ def _coverage(value: object) -> float:
 
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
-DurationText = Annotated[str, AfterValidator(_duration)]
-WindowText = Annotated[str, AfterValidator(_window)]
-DeadlineText = Annotated[str, BeforeValidator(_written_time), AfterValidator(_deadline)]
+DurationText = Annotated[str, AfterValidator(lambda text: parse_duration(text) and text)]
+WindowText = Annotated[str, AfterValidator(lambda text: parse_window(text) and text)]
+DeadlineText = Annotated[
+    str, BeforeValidator(_written_time), AfterValidator(lambda text: parse_deadline(text) and text)
+]
 Lateness = Annotated[str, AfterValidator(_lateness)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Name = Annotated[str, AfterValidator(check_name)]

@@ -40,13 +40,7 @@ class Readable:
 
 
 def read_what_is_right(folder: Path, key: int | str, name: str) -> Readable:
-    """Read every block of a declaration that is right.
-
-    Args:
-        folder: The folder with its YAML file; a Python file tells nothing.
-        key: Its position in the YAML file.
-        name: Its name.
-    """
+    """Read every block of a declaration that is right, given by its name and its position in the YAML file of a folder."""
     blocks: dict[str, Any] = {
         "name": name,
         "partitions": {"every": "day", "start": "2000-01-01"},

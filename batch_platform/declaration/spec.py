@@ -12,11 +12,9 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, shifts_by_whole_hours
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.engine import SPARK, DeclaredEngine
 from batch_platform.declaration.errors import did_you_mean, listed
-from batch_platform.declaration.execution import Execution
-from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
+from batch_platform.declaration.inputs import Features, Labels, Partitions, Source, starts_around
 from batch_platform.declaration.model import Challenger, Model
 from batch_platform.declaration.monitored import Monitoring
 from batch_platform.declaration.notation import (
@@ -25,9 +23,9 @@ from batch_platform.declaration.notation import (
     check_name,
     with_guess,
 )
-from batch_platform.declaration.predictions import ENDS, Predictions
-from batch_platform.declaration.reporting import Report
-from batch_platform.declaration.retention import Retention
+from batch_platform.declaration.operating import Execution, Report, Retention
+from batch_platform.declaration.periods import Periods
+from batch_platform.declaration.predictions import DECISION, ENDS, Predictions
 
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
@@ -112,6 +110,14 @@ class PipelineSpec(Block):
         description="Where scoring runs: `local`, or a cluster. Predictions are the same.",
         examples=["local", {"spark": {"master": "spark://host:7077"}}],
     )
+
+    @property
+    def periods(self) -> Periods:
+        """Its serving periods, training windows and the maturity of labels, derived once."""
+        periods = vars(self).get("_periods")
+        if periods is None or periods.spec is not self:  # a copy takes over what its original has derived
+            periods = vars(self)["_periods"] = Periods(self)
+        return periods
 
     @property
     def column_descriptions(self) -> dict[str, str]:
@@ -305,9 +311,7 @@ class PipelineSpec(Block):
         periods = replace(calendar, every=train.every, start=datetime.fromisoformat(train.start), end=None)
         instant = periods.start.replace(tzinfo=calendar.zone).astimezone(UTC)
         if periods.first_start != instant:
-            before = periods.around(instant)
-            form = "%Y-%m-%dT%H:%M" if train.every == "hour" else "%Y-%m-%d"
-            use = " or ".join(f"{start.astimezone(calendar.zone):{form}}" for start in (before.start, before.end))
+            use = starts_around(periods, instant)
             msg = f"model.train.start ({train.start}) is not the start of a serving period of one {train.every}; use {use}"
             raise ValueError(msg)
 

@@ -16,8 +16,7 @@ SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 def most_threads() -> int | None:
     """Number of threads of this process that may work at once, as the environment says; None if it does not.
 
-    Raises:
-        WrongUseError: The environment names no positive number.
+    Raises WrongUseError if the environment names no positive number.
     """
     named = os.environ.get(THREADS_VARIABLE, "")
     if not named:

@@ -2,5 +2,5 @@
 
 Imports `declaration`, `warehouse`, and how `sources` opens databases and stores. Start with `sink.py` (what a kind of
 sink must offer) and `known.py` (the kinds by name). To add a kind, write its module, add it to `SINKS` in `known.py` and its
-YAML key to `SINK_KEYS` in `declaration/deliveries.py`.
+YAML key to `SINK_KEYS` in `declaration/predictions.py`.
 """

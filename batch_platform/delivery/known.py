@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.redaction import redact
-from batch_platform.delivery.delta import DELTA
-from batch_platform.delivery.files import CSV_FILES, PARQUET
-from batch_platform.delivery.iceberg import ICEBERG
+from batch_platform.delivery.files import CSV_FILES, DELTA, ICEBERG, PARQUET
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.delivery.sql import SQL
 from batch_platform.sources.objects import StoreError, hint_for
@@ -32,12 +30,8 @@ def require_sinks(deliveries: Iterable[Delivery]) -> None:
 def replace_at_receiver(target: Target, read: Callable[[], pa.RecordBatchReader]) -> None:
     """Make rows the rows of a partition at its receiver, as `Sink.replace` says.
 
-    Args:
-        target: The partition at its receiver.
-        read: Begins to read the rows; called again if another commit to the receiver came first.
-
-    Raises:
-        DeliveryError: The receiver refuses them, or lies in the home.
+    `read` begins to read them; it is called again if another commit to the receiver came first. Raises DeliveryError if the
+    receiver refuses them, or lies in the home.
     """
     sink = SINKS[target.delivery.kind]
     path, home = sink.path(target), target.home.root

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import duckdb
 
-from batch_platform.declaration.deliveries import Delivery
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.warehouse.descriptions import OF_PARTITION, OF_PIPELINES, Description
 from batch_platform.warehouse.failures import DeliveredAsset, forget_failures
 from batch_platform.warehouse.ledger import (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError, ReceiverDownError, counted
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.sources.objects import FilePath, file_path
 from batch_platform.warehouse.descriptions import OF_PIPELINES, Description
 from batch_platform.warehouse.home import Home

@@ -14,10 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.databases import DeliveredTable
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.delivery.sink import BATCH_ROWS, NESTED, Sink, Target
-from batch_platform.sources.drivers import Driver, driver_of, postgresql_uri, reason_of, sqlite_uri
+from batch_platform.sources.adbc import Driver, driver_of, postgresql_uri, reason_of, sqlite_uri
 from batch_platform.warehouse.sql import connect, literal, quoted
 
 if TYPE_CHECKING:
@@ -126,36 +126,31 @@ def _create_in_postgresql(cursor: "Cursor", target: Target, columns: Mapping[str
     """Create the table with its comments, or add columns, unless another delivery does so at the same time."""
     table = _table(target)
     _ask(cursor, _LOCK, f"batch_platform {table}")
-    if present := _columns_in_postgresql(cursor, target)[1]:
-        columns = {name: type_ for name, type_ in columns.items() if name not in present}
-        _extend(cursor, target, columns)
-    else:
-        _create(cursor, target, columns)
+    present = _columns_in_postgresql(cursor, target)[1]
+    added = _create(cursor, target, columns, present)
+    if not present:
         meaning = f"{target.meaning.row}; delivered by {target.pipeline}"
         cursor.execute(f"COMMENT ON TABLE {table} IS {literal(meaning)}")
     for name, meaning in target.meaning.columns.items():
-        if name in columns:
+        if name in added:
             cursor.execute(f"COMMENT ON COLUMN {table}.{quoted(name)} IS {literal(meaning)}")
 
 
 def _create_in_sqlite(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
-    if present := _columns_in_sqlite(cursor, target)[1]:
-        _extend(cursor, target, {name: type_ for name, type_ in columns.items() if name not in present})
-    else:
-        _create(cursor, target, columns)
+    _create(cursor, target, columns, _columns_in_sqlite(cursor, target)[1])
 
 
-def _create(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
-    """Create the table with an index by partition, of which the rows of one are deleted."""
-    declared = ", ".join(f"{quoted(name)} {type_}" for name, type_ in columns.items())
+def _create(cursor: "Cursor", target: Target, columns: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
+    """Create the table, with an index by partition, of which the rows of one are deleted, or add what it lacks; returns the new columns."""
     table = _table(target)
-    cursor.execute(f"CREATE TABLE {table} ({declared})")
-    cursor.execute(f"CREATE INDEX {quoted(_index(target))} ON {table} ({quoted(target.column)})")
-
-
-def _extend(cursor: "Cursor", target: Target, columns: Mapping[str, str]) -> None:
-    for name, type_ in columns.items():
-        cursor.execute(f"ALTER TABLE {_table(target)} ADD COLUMN {quoted(name)} {type_}")
+    added = {name: f"{quoted(name)} {type_}" for name, type_ in columns.items() if name not in present}
+    if present:
+        for column in added.values():
+            cursor.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+    else:
+        cursor.execute(f"CREATE TABLE {table} ({', '.join(added.values())})")
+        cursor.execute(f"CREATE INDEX {quoted(_index(target))} ON {table} ({quoted(target.column)})")
+    return [*added]
 
 
 def _is_ours(cursor: "Cursor", target: Target) -> bool:

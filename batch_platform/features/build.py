@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import polars as pl
@@ -26,7 +28,7 @@ from batch_platform.declaration.errors import (
     did_you_mean,
     listed,
 )
-from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.importing import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Driving
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.fingerprints import DatedSources, Fingerprint, Taken, fingerprint_of, instant
@@ -38,8 +40,8 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.records import Lineage
-from batch_platform.features.query import Query
+from batch_platform.features.origins import Lineage
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.features.row_checks import (
     OutOfOrderError,
     RepeatedKeysError,
@@ -50,16 +52,18 @@ from batch_platform.features.row_checks import (
     rows_outside,
     with_weights,
 )
-from batch_platform.features.spark.build import SparkFeatures
-from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.windows import RowsAhead, how_many_first, how_many_next, rows_within
-from batch_platform.sources.files import files_size
+from batch_platform.sources.files import PARQUET
 from batch_platform.sources.kind import SourceState
+from batch_platform.sources.known import only_spark_reads
 from batch_platform.sources.opening import SourceConnection, Sources
-from batch_platform.sources.spark_table import only_spark_reads
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
+if TYPE_CHECKING:
+    from batch_platform.spark.features import SparkFeatures
+
+SPARK_FEATURES = "batch_platform.spark.features"  # imported by name: it stands above this room
 # Leaves rows out of batches, and adds the number of each batch.
 LeaveOut = Callable[[Iterator[pa.RecordBatch], list[int]], Iterator[pa.RecordBatch]]
 # When to look, how long to wait, who writes it.
@@ -133,7 +137,7 @@ class FeatureBuilder:
         if not isinstance(self.query, Query) or len(self.spec.features.key) > 1 or not self.query.keeps_order:
             return None
         tables = [self.sources.table(name, partition) for name in self.own_feature_sources]
-        large = any(table.source.kind == "parquet" and files_size(table) > LARGE_BYTES for table in tables)
+        large = any(table.source.kind == "parquet" and PARQUET.size(table) > LARGE_BYTES for table in tables)
         return self.query if large else None
 
     @cached_property
@@ -206,10 +210,7 @@ class FeatureBuilder:
 
     @cached_property
     def code_version(self) -> str:
-        """A hash that changes when the same sources could give other features, or when a new rule could refuse them.
-
-        Comments and white space in the SQL do not change it.
-        """
+        """A hash that changes when the same sources could give other features; not with comments and white space in the SQL."""
         if self.query is None:
             return self._hashed(source_code(self.spec.features.python or "", "features.python"))
         return self._hashed(f"{'' if isinstance(self.query, Query) else 'spark '}{self.query.statement}")
@@ -226,9 +227,7 @@ class FeatureBuilder:
     def source_state(self, name: str, partition: Partition | None) -> SourceState:
         """Read a source, on Spark if only Spark can, and describe what it holds for a partition, by default for the first one.
 
-        Raises:
-            SourceError: The source cannot be read.
-            EngineError: The cluster cannot be reached, does not fit, or failed.
+        Raises SourceError, and EngineError if the cluster fails.
         """
         if name in self.sources.in_duckdb:
             return self.sources.state(name, partition)
@@ -236,11 +235,7 @@ class FeatureBuilder:
             return session.source_state(name, partition or self.sources.first_partition())
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
-        """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`.
-
-        Raises:
-            SourceError: The SQL or the function fails.
-        """
+        """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`."""
         with self.sources.connect(partition, names=self.opened(self.built_from), only=only) as con:
             session = FeatureSession(self, lambda _: con)
             with session.batches(partition) as (batches, schema):
@@ -259,17 +254,16 @@ class FeatureBuilder:
         ahead: Sequence[Partition] = (),
         leave_out: LeaveOut | None = None,
     ) -> Generator["FeatureSession"]:
-        """Build many partitions from sources that are opened once, for the first partition; or read their `labels`.
+        """Build many partitions, or read their `labels`, from sources that are opened once: only those of the one or the other.
 
-        The partitions that will be built, oldest first, are `ahead`: one query reads many of them where `rows_within` can.
-        Only the sources of the one or the other are opened, so that features do not wait for labels. For `spill` see
-        `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it. What is written has
-        only the rows that `leave_out` passes on.
+        `ahead` are the partitions that will be built, oldest first: one query reads many of them where `rows_within` can. For
+        `spill` see `Sources.connect`; SQL of Spark is run only with it, and the cluster must see it.
         """
         with ExitStack() as stack:
             on_spark = None
             if isinstance(self.query, SparkQuery) and spill is not None:
-                on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
+                made_by = import_module(SPARK_FEATURES).SparkFeatures
+                on_spark = stack.enter_context(made_by(self.spec, self.sources, self.query, spill))
             names = self.opened(self.label_sources if labels else self.built_from)
             yield FeatureSession(
                 self,
@@ -287,7 +281,7 @@ class FeatureSession:
         self,
         builder: FeatureBuilder,
         connect: Callable[[Partition], SourceConnection],
-        on_spark: SparkFeatures | None = None,
+        on_spark: "SparkFeatures | None" = None,
         ahead: Sequence[Partition] = (),
         leave_out: LeaveOut | None = None,
     ) -> None:
@@ -305,12 +299,9 @@ class FeatureSession:
         return "" if self._on_spark is None else self._on_spark.page
 
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
-        """Write the features of a partition to a complete file in a folder, named after its bytes, or raise.
+        """Write the features of a partition to a complete file in a folder, named after its bytes.
 
-        Raises:
-            SourceError: The SQL or the function fails.
-            DataError: The rows break a rule; see `row_checks`.
-            BatchPlatformError: The file cannot be written.
+        Raises SourceError if the SQL or the function fails, DataError if the rows break a rule, and BatchPlatformError if there is no room.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -355,8 +346,7 @@ class FeatureSession:
     ) -> Iterator[Callable[[], pl.DataFrame]]:
         """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
 
-        One query reads many of them where `rows_within` can: at first so many as have no more rows than a batch if none has
-        more than `most_rows`, then up to WINDOW_BYTES if they resemble those before. Others are read by `alone`.
+        One query reads many of them where `rows_within` can, given that none has more than `most_rows`; others are read by `alone`.
         """
         spec, query, at = self._builder.spec, self._builder.labels_query, 0
         several = how_many_first(most_rows)
@@ -381,11 +371,7 @@ class FeatureSession:
         return frame if weight is None else with_weights(frame, weight, f"{spec.name}, partition {partition.key}")
 
     def label_type(self, partition: Partition) -> str | None:
-        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row.
-
-        Raises:
-            SourceError: The SQL fails.
-        """
+        """The type of the label in DuckDB, as the sources of a partition give it; None without labels. Reads no row."""
         spec, query = self._builder.spec, self._builder.labels_query
         if query is None or spec.labels is None:
             return None
@@ -510,12 +496,7 @@ class FeatureSession:
         return None
 
     def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
-        """Let Spark try its SQL for a partition without reading a row; it must give these columns.
-
-        Raises:
-            SourceError: The SQL fails, or a source cannot be read.
-            EngineError: The cluster cannot be reached, or does not fit.
-        """
+        """Let Spark try its SQL for a partition without reading a row; it must give these columns. Raises SourceError and EngineError."""
         self._spark.require_valid(partition, lambda: self._moved(partition), columns)
 
     def source_state(self, name: str, partition: Partition) -> SourceState:
@@ -523,7 +504,7 @@ class FeatureSession:
         return self._spark.state(name, partition)
 
     @property
-    def _spark(self) -> SparkFeatures:
+    def _spark(self) -> "SparkFeatures":
         if self._on_spark is None:
             msg = f"{self._builder.spec.name}: its features are made on Spark, which this does not start."
             raise WrongUseError(msg, hint="build them with batch-platform run.")
@@ -558,7 +539,7 @@ class FeatureSession:
     def versions(self, partition: Partition) -> dict[str, str]:
         """The versions of the sources of a partition, whose rows may be newer and never older; may raise SourceError."""
         sources, names = self._builder.sources, self._builder.built_from
-        held = [name for name in names if sources.kind(name).session is not None]
+        held = [name for name in names if sources.kind(name).keeps_session]
         versions = sources.versions(partition, [name for name in names if name not in held])
         return versions | (self._opened(partition).versions(partition, held) if held else {})
 
@@ -595,6 +576,6 @@ def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition)
 def _lineage(
     query: Query | SparkQuery, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None
 ) -> Lineage:
-    from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
+    from batch_platform.features.lineage import column_lineage  # imports sqlglot, which takes its time
 
     return column_lineage(query.text, sources, columns, query.dialect)

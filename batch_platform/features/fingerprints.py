@@ -22,12 +22,11 @@ import duckdb
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Calendar, Partition
 from batch_platform.declaration.errors import SourceError
-from batch_platform.features.lineage.records import RowsRead
-from batch_platform.features.query import Query
-from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.origins import RowsRead
+from batch_platform.features.query import Query, SparkQuery
 from batch_platform.sources.kind import SourceTable, digest
 from batch_platform.sources.opening import SourceConnection, Sources
-from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
+from batch_platform.warehouse.failures import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.sql import quoted
 
@@ -202,10 +201,9 @@ class DatedSources:
         versions: Mapping[str, str | None],
         most_bytes: int | None = None,
     ) -> Iterator[tuple[str, Fingerprint]]:
-        """The fingerprints of partitions in a source that a query selects, by key, as the source is now.
+        """The present fingerprints of partitions in a source that a query selects, by key; may raise SourceError.
 
-        Left out are those that have the same version still (`versions` are by key), and all if they have more than
-        `most_bytes`. May raise SourceError.
+        Left out are those that still have the same of the `versions`, and all if they have more than `most_bytes`.
         """
         if most_bytes is not None and self.size(name, partitions) > most_bytes:
             return
@@ -242,7 +240,7 @@ class DatedSources:
         spec = self.sources.spec
         read = RowsRead()
         if self.query is not None:
-            from batch_platform.features.lineage.rows import rows_read  # importing sqlglot is slow
+            from batch_platform.features.lineage import rows_read  # importing sqlglot is slow
 
             read = rows_read(self.query.text, name, self.query.dialect)
         declared, driving = spec.sources[name].time, spec.features.driving

@@ -21,7 +21,6 @@ from batch_platform.declaration.errors import DataError, SourceError, WrongUseEr
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import (
     Fingerprint,
@@ -33,10 +32,8 @@ from batch_platform.features.fingerprints import (
     Taken,
     is_recent,
 )
-from batch_platform.features.kept import Learnable, LearnableRows, RecentLabels
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import SEED, Sample, class_counts
 from batch_platform.features.training_data import (
     ENTITY,
     FIRST_HALF,
@@ -44,8 +41,14 @@ from batch_platform.features.training_data import (
     PARTITION_START,
     ROW,
     ROW_TIME,
+    SEED,
+    Learnable,
+    LearnableRows,
+    RecentLabels,
     Rows,
+    Sample,
     TrainingData,
+    class_counts,
 )
 from batch_platform.sources.objects import absence
 from batch_platform.warehouse.home import Home, feature_file_name
@@ -60,10 +63,7 @@ def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> l
 
 
 def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame, part: float = 1.0) -> pl.Series:
-    """Mark the rows of a snapshot that no judged fit learns from, by a hash of their group or key: the same in every snapshot.
-
-    Only the first `part` of them are marked; it is a share.
-    """
+    """Mark a share of the rows of a snapshot that no judged fit learns from, by a hash that is the same in every snapshot."""
     return snapshot_hashes(spec, rows) < int(spec.model.train.held_out * part * 2**64)
 
 
@@ -133,10 +133,7 @@ class History:
     def labels_of(
         self, session: FeatureSession, partitions: Sequence[Partition], most_rows: int, stamp: Stamp
     ) -> Iterator[Callable[[], pl.DataFrame]]:
-        """The labels of partitions, oldest first, each as a function that gives or raises what `labels` does.
-
-        Many are read at once where `FeatureSession.labels_of` can, which see for `most_rows`.
-        """
+        """The labels of partitions as `FeatureSession.labels_of` gives them; those that are read alone, once in a run."""
         return session.labels_of(partitions, most_rows, lambda partition: self.labels(session, partition, stamp))
 
     def reading_once(self) -> AbstractContextManager[None]:
@@ -154,22 +151,18 @@ class History:
     ) -> TrainingData:
         """Read the rows of a training window whose label is known, in order of time; see `TrainingData`.
 
-        With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
-        `stratified`; with `model.train.sample: balanced` they are a balanced one. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
-        Earlier partitions whose labels were not known at `boundary` are kept apart.
-        Of other tables with `model.train.group`, no group that is evaluated is among the rows to fit on.
+        With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is `stratified`.
+        Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out. Earlier partitions whose
+        labels were not known at `boundary` are kept apart, as are rows of a `model.train.group` that is evaluated.
 
-        Raises:
-            DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
-                partitions differ, or there is no column of `model.train.group`.
-            IntegrityError: The bytes of a feature file are not those recorded.
+        Raises DataError if features are not built, or by an earlier SQL, or their columns differ, and IntegrityError for other bytes.
         """
         label = None if self.spec.labels is None else self.spec.labels.column
         most = self.spec.model.train.max_rows
         balanced = stratified and self.spec.model.train.sample == "balanced"
         by, later = label if stratified else None, list[pl.DataFrame]()
         fit, not_known = Sample(most, by, balanced=balanced), Sample(most, by, balanced=balanced and most is not None)
-        known_from = {partition.start: matures(self.spec, partition) for partition in window}
+        known_from = {partition.start: self.spec.periods.matures(partition) for partition in window}
         rows_unlabelled, nulls, keys, halves = 0, Counter[str](), [pl.Series(dtype=pl.UInt64)], list[pl.Series]()
         labelled: pl.Series | None = None
         for partition, learnable in zip(window, self._learnable_rows(builds, window, stamp), strict=True):
@@ -253,10 +246,7 @@ class History:
         return Learnable(read_from, rows, self._beside_features(rows, partition), unlabelled, nulls)
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
-        """Read the feature columns and PARTITION_START of all rows of a window, in order of time.
-
-        Raises what `training_data` raises.
-        """
+        """Read the feature columns and PARTITION_START of all rows of a window, in order of time; raises what `training_data` does."""
         frames = [
             self._features_of(build).with_columns(_starting(partition))
             for build, partition in zip(self.require(builds, *window), window, strict=True)
@@ -435,10 +425,7 @@ class History:
     def are_labels_changed(
         self, window: Sequence[Partition], recorded: str, versions_now: Callable[[Partition], str]
     ) -> bool:
-        """Return whether the labels of a window differ from a recorded fingerprint; they are read only if a file differs.
-
-        May raise SourceError.
-        """
+        """Return whether the labels of a window differ from a recorded fingerprint; they are read only if a file differs."""
         files, _, labels = recorded.partition(".")
         if not recorded or window_sha256(window, versions_now) == files:
             return False

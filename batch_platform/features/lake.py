@@ -24,7 +24,7 @@ from xxhash import xxh3_128
 from batch_platform.declaration.errors import DamagedFeaturesError, threads_explained
 from batch_platform.declaration.threads import threads
 from batch_platform.sources.objects import FilePath, ObjectPath, opened_store
-from batch_platform.warehouse.staging import if_free
+from batch_platform.warehouse.lock import if_free
 
 _ASIDE = re.compile(r"\.[0-9a-f]{32}\.parquet")
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest
@@ -76,11 +76,9 @@ def feature_file_sizes(folder: Path) -> dict[str, int]:
 
 
 def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
-    """Open a writer for a Parquet file.
+    """Open a writer for a Parquet file; one that is not `lasting` is read once, and so written quickly, without Arrow's types.
 
-    A `lasting` file keeps Arrow's types and has statistics. Any other file is read once and written quickly: numbers are
-    not compressed, and columns that Arrow dictionary-encodes are plain. Only text is dictionary-encoded: numbers are
-    mostly distinct, so that a dictionary of them is larger.
+    Only text is dictionary-encoded: numbers are mostly distinct, so that a dictionary of them is larger.
     """
     repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
     compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
@@ -132,8 +130,7 @@ class Digests:
 class FileWriter:
     """Writes batches of rows to a Parquet file, and hashes it as it grows. Use it in a `with` statement.
 
-    A full batch is written on a second thread, and what is there already is hashed on a third, if there may be more than one,
-    while the caller makes the next batch.
+    If there may be more threads, a full batch is written and hashed on others while the caller makes the next one.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -189,21 +186,18 @@ _OBJECT_BLOCK = 1 << 25  # each is a request
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """The bytes of an open file."""
+    """The bytes of an open file, and its size with the time of its last change; others offer the same of other bytes."""
 
     descriptor: int
 
     def read(self, size: int, at: int) -> bytes:
-        """Some bytes from a position on; fewer at the end of the file, and at most 1 GiB."""
         return os.pread(self.descriptor, min(size, 1 << 30), at)
 
     def state(self) -> tuple[int, int]:
-        """Size and time of the last change."""
         stat = os.fstat(self.descriptor)
         return stat.st_size, stat.st_mtime_ns
 
     def opened(self) -> pa.NativeFile:
-        """The file for Arrow."""
         return pa.OSFile(f"/dev/fd/{self.descriptor}")
 
 
@@ -215,7 +209,6 @@ class _InStore:
     size: int
 
     def read(self, size: int, at: int) -> bytes:
-        """Some bytes from a position on; raises StoreError."""
         end = min(at + size, self.size)
         if at >= end:
             return b""
@@ -223,11 +216,9 @@ class _InStore:
             return store.cat_file(name, start=at, end=end)
 
     def state(self) -> tuple[int, int]:
-        """Its size."""
         return self.size, 0
 
     def opened(self) -> pa.NativeFile:
-        """All its bytes for Arrow."""
         return pa.BufferReader(self.read(self.size, 0))
 
 
@@ -238,15 +229,12 @@ class _Held:
     content: bytes
 
     def read(self, size: int, at: int) -> bytes:
-        """Some bytes from a position on."""
         return self.content[at : at + size]
 
     def state(self) -> tuple[int, int]:
-        """Its size."""
         return len(self.content), 0
 
     def opened(self) -> pa.NativeFile:
-        """The file for Arrow."""
         return pa.BufferReader(self.content)
 
 
@@ -263,10 +251,9 @@ class RecordedFile:
     hint: str  # hint of the error for other bytes
 
     def require_unchanged(self, stop: Event | None = None, seen: Callable[[int, bytes], None] | None = None) -> None:
-        """Raise DamagedFeaturesError if a byte differs from what was recorded.
+        """Raise DamagedFeaturesError if a byte differs from what was recorded; may run on any thread, also while the file is read.
 
-        May run on any thread, also while the file is read. `stop` ends the check early, without a result. `seen` is called
-        with each block that is hashed, after its position.
+        `stop` ends the check early, without a result; `seen` is called with the position of each block that is hashed, and the block.
         """
         digest, at = xxh3_128() if self.xxh3 else hashlib.sha256(), 0
         size = _OBJECT_BLOCK if isinstance(self.content, _InStore) else _HASH_BLOCK

@@ -1,4 +1,4 @@
-"""The user's SQL: one SELECT in a file, checked once and run for many partitions. Errors name the file and the line."""
+"""The user's SQL for DuckDB or Spark: one SELECT in a file, checked once. Errors name the file and the line."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -28,8 +28,10 @@ from batch_platform.sources.interruption import TimeLimit
 from batch_platform.sources.kind import failure_in
 from batch_platform.sources.objects import hint_for, store_failure_in
 from batch_platform.sources.opening import SourceConnection
-from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import in_memory, quoted
+
+if TYPE_CHECKING:
+    from batch_platform.features.lineage import SparkStatement
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 TABLE_FUNCTIONS = frozenset(  # table functions that read neither files nor databases
@@ -55,11 +57,7 @@ class SqlFile:
     def __init__(
         self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
     ) -> None:
-        """Read the file, whose SELECT may read some sources and take `timeout`.
-
-        Raises:
-            SourceError: It is not a text file in the folder, or does not hold one SELECT with known parameters over the sources.
-        """
+        """Read the file; raises SourceError unless it lies in the folder and holds one SELECT with known parameters over the sources."""
         self.pipeline, self.path, self.timeout = pipeline, folder / name, timeout
         self.limit = TimeLimit(timeout.nominal if timeout else None)
         self.text = self._read(folder)
@@ -166,10 +164,7 @@ class Query(SqlFile):
     ) -> duckdb.DuckDBPyRelation:
         """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
 
-        Without `sort` the columns are only required.
-
-        Raises:
-            SourceError: The SQL fails or does not return these columns; the message names file and line.
+        Without `sort` the columns are only required; raises SourceError if they are not there.
         """
         self.require_once(con, partition, columns)
         with self.explained(partition):
@@ -243,11 +238,6 @@ class Query(SqlFile):
         return _without_end(self.text)
 
     def _outside(self, sources: Collection[str]) -> Collection[str]:
-        """The tables, files and functions that the SELECT reads beside the sources, whose names are in lower case.
-
-        A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
-        only its own, the views of the sources see to.
-        """
         functions = {str(node["function"]["function_name"]).lower() for node in _of_type(self._tree, "TABLE_FUNCTION")}
         outside = {f"{name}()" for name in functions - TABLE_FUNCTIONS}
         for table in _of_type(self._tree, "BASE_TABLE"):
@@ -331,3 +321,45 @@ def _line_of(message: str, text: str) -> str | None:
     wanted = (identifier[1] or identifier[2]) if identifier else None
     lines = enumerate(text.splitlines(), start=1)
     return next((str(number) for number, line in lines if wanted and wanted in line), None)
+
+
+class SparkQuery(SqlFile):
+    """SQL that Spark runs; its parameters are written with a colon, as `:partition_start`."""
+
+    dialect, sign = "spark", ":"
+
+    def _parameters(self) -> frozenset[str]:
+        if in_duckdb := {name for name in PARAMETERS if re.search(rf"\$\s*{name}\b", self._parsed.words)}:
+            msg = f"{self.pipeline}: {self.path} uses the parameters {listed('$' + name for name in in_duckdb)}."
+            raise SourceError(msg, hint="Spark's SQL writes a parameter with a colon, such as :partition_start.")
+        return self._parsed.parameters
+
+    def _outside(self, sources: Collection[str]) -> Collection[str]:
+        return (self._parsed.tables - {*sources}) | self._parsed.escapes
+
+    @cached_property
+    def _parsed(self) -> "SparkStatement":
+        from batch_platform.features.lineage import spark_statement  # imports sqlglot, which takes its time
+
+        try:
+            return spark_statement(self.text)
+        except ValueError as error:
+            msg = f"{self.pipeline}: the SQL of {self.path}: {error}."
+            raise SourceError(msg, hint=ONE_SELECT) from error
+
+    @property
+    def statement(self) -> str:
+        """The text without comments and with equal white space, so that equal ones state the same."""
+        return self._parsed.words
+
+    def reads(self, names: Iterable[str]) -> list[str]:
+        """Select the tables that the query names."""
+        return [name for name in names if name.lower() in self._parsed.tables]
+
+    def error(self, where: str, error: Exception) -> SourceError:
+        """The error for SQL that Spark refuses, or that fails while it runs; the message names file and line."""
+        text = str(error).strip()
+        first = re.sub(r"\s*SQLSTATE: \w+.*|; line \d+ pos \d+.*", "", " ".join(text.partition("\n")[0].split()))
+        line = re.search(r"\bline (\d+)[, ]", text)
+        place = f"{self.path}:{line[1]}" if line else str(self.path)
+        return SourceError(f"{where}: the SQL of {place} fails: {first.rstrip('. ')}.", hint=SQL_FAILS)

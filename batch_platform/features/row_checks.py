@@ -1,4 +1,4 @@
-"""Requirements for the rows of features: unique keys, times inside the partition, no label, no row lost by a join.
+"""Requirements for features: unique keys, times inside the partition, no label or what it is made from, no row lost by a join.
 
 Rows are checked batch by batch, so the memory of one batch is enough for a partition of any size.
 """
@@ -6,7 +6,7 @@ Rows are checked batch by batch, so the memory of one batch is enough for a part
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -17,8 +17,12 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed, shortened
 from batch_platform.declaration.inputs import PLACEHOLDERS, WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.fingerprints import instant
+from batch_platform.features.fingerprints import DatedSources, instant
+from batch_platform.features.origins import ROWS, SourceColumn
 from batch_platform.warehouse.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from batch_platform.features.build import FeatureBuilder
 
 _DRIVING, _FEATURES = "__in_the_source", "__in_the_features"
 _CALENDAR = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and to the last of the years 1 to 9999
@@ -40,10 +44,7 @@ class RowChecks:
     def __init__(
         self, spec: PipelineSpec, partition: Partition, schema: pa.Schema, *, sorted_by_key: bool = True
     ) -> None:
-        """Check the columns; raises DataError if key or time is missing, the label is present or a column cannot be stored.
-
-        Rows that were not sorted by their key are let through as long as they come in its order: see `see`.
-        """
+        """Check the columns; raises DataError if key or time is missing, the label is present or a column cannot be stored."""
         self._spec, self._partition = spec, partition
         self._where = f"{spec.name}, partition {partition.key}"
         self._zone = ZoneInfo(spec.partitions.timezone)
@@ -180,11 +181,8 @@ def with_keys_of(  # noqa: PLR0913 - two frames, and where they are from
 ) -> pl.DataFrame:
     """Cast the key columns of a frame to the types of the rows that it will be joined to, so that equal keys match.
 
-    Equal keys are: one instant in two zones or units, one number in two widths, one text in two encodings. `what` says in
-    messages what the frame holds; `key` names its key columns if it has only some of them.
-
-    Raises:
-        DataError: A key column has a type in which no key can be equal.
+    Equal are one instant in two zones or units, one number in two widths, one text in two encodings; DataError is raised for types in
+    which no key can be equal. `what` says in messages what the frame holds; `key` names its key columns if it has only some.
     """
     casts: list[pl.Expr] = []
     for name in key or spec.features.key:
@@ -225,11 +223,7 @@ def require_every_row(
 ) -> None:
     """Check that a feature file has as many rows as the driving source, if one is declared, has in the partition.
 
-    Keys are compared only to name the rows that a join lost or multiplied.
-
-    Raises:
-        DataError: The numbers differ; the message names keys that are missing or too many, if the source has key columns.
-        SourceError: The source has no such time column, or cannot be read.
+    Raises DataError otherwise, which names the keys that a join lost or multiplied if the source has key columns.
     """
     driving = spec.features.driving
     if driving is None:
@@ -383,3 +377,50 @@ def with_weights(labels: pl.DataFrame, column: str, where: str) -> pl.DataFrame:
         msg = f"{where}: the weight {column!r} (labels.weight) is {counted_rows}."
         raise DataError(msg, hint="give each label a weight of 0 or more in labels.sql, and some a weight above 0.")
     return labels.with_columns(weights).rename({column: WEIGHT})
+
+
+def made_from_outcomes(builder: "FeatureBuilder") -> dict[str, SourceColumn]:
+    """The columns of the features that the SQL makes from an outcome of the same partition, with that outcome.
+
+    An outcome is a source column that `labels.outcomes` names, or what the label is made from. What looks back reads
+    earlier outcomes too, which may be known, and is left out.
+    """
+    labels = builder.spec.labels
+    if labels is None or builder.query is None:
+        return {}
+    label = builder.labels_lineage.of(labels.column)
+    times = {
+        (builder.dated.rows_read(read.source).time, builder.dated_labels.rows_read(read.source).time)
+        for read in label.reads
+    }
+    reads = {
+        read for read in label.reads if read.column != ROWS and _is_of_partition(builder, builder.dated_labels, read)
+    }
+    same_rows = label.known and len(reads) == len(label.reads) and all(left == right for left, right in times)
+    named = {name.lower() for name in labels.outcomes}
+    made = dict[str, SourceColumn]()
+    for column in builder.lineage.columns:
+        own = [read for read in column.reads if _is_of_partition(builder, builder.dated, read)]
+        outcomes = [read for read in own if read.column.lower() in named]
+        if same_rows and reads and reads <= {*own}:
+            outcomes += sorted(reads)
+        if outcomes:
+            made[column.column] = outcomes[0]
+    return made
+
+
+def _is_of_partition(builder: "FeatureBuilder", dated: DatedSources, read: SourceColumn) -> bool:
+    """Return whether a query reads only the partition's own rows of a source."""
+    whole = builder.spec.partitions.snapshot or builder.spec.sources[read.source].by_partition
+    return whole or not dated.rows_read(read.source).looks_back
+
+
+def place_in_sql(builder: "FeatureBuilder", column: str) -> str:
+    """The file and the lines of the SQL that make a column of the features; empty if the text does not name it."""
+    from batch_platform.features.lineage import lines_of
+
+    lines = [] if builder.query is None else lines_of(builder.query.text, column)
+    if builder.query is None or not lines:
+        return ""
+    first, last = min(lines), max(lines)
+    return f"{builder.query.path.name}, {f'line {first}' if first == last else f'lines {first} to {last}'}"

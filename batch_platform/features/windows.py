@@ -21,8 +21,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.features.lake import BATCH_ROWS
 from batch_platform.features.query import Query, nodes, parsed
 from batch_platform.sources.opening import SourceConnection
-from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import in_memory, quoted
 
 WINDOW_BYTES = 64 << 20  # bytes of rows that are read together
 _TIME = "__time_of_row"

@@ -1,13 +1,20 @@
-"""What a loaded model does: plain numbers in, plain numbers out."""
+"""What a loaded model does, plain numbers in and plain numbers out; and blocks of one shape, in which it does so.
 
+Linear algebra libraries choose how to add up by the shape and the memory layout of a matrix, so the last digits of a row's
+score would differ between a table and a part of it. In blocks of one shape they do not depend on the rows beside it.
+"""
+
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_ROWS = 1024  # more make small partitions slower, fewer make large ones slower
+
 
 class Predictor(Protocol):
-    """A loaded model: plain numbers in, plain numbers out.
+    """A loaded model.
 
     It fits nothing and keeps nothing between calls. Several threads may call it at once; on each of them, its library uses one thread.
     """
@@ -32,3 +39,18 @@ class DecidingPredictor(Predictor, Protocol):
 def decisions(predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The decision function of a classifier for rows; None if it has none."""
     return predictor.decide(matrix) if isinstance(predictor, DecidingPredictor) else None
+
+
+def in_blocks(matrix: NDArray[Any], predict: Callable[[NDArray[Any]], Any], size: int = BLOCK_ROWS) -> NDArray[Any]:
+    """Predict in blocks of the same number of rows, stored by column; `predict` may change the block that it is given.
+
+    The last block is filled up with copies of its rows, whose predictions are dropped.
+    """
+    parts: list[NDArray[Any]] = []
+    for start in range(0, max(len(matrix), 1), size):  # no rows at all still tell the shape of the prediction
+        rows = matrix[start : start + size]
+        block = np.zeros((size, *rows.shape[1:]), rows.dtype, order="F")
+        if len(rows):
+            block[:] = rows if len(rows) == size else rows[np.resize(np.arange(len(rows)), size)]
+        parts.append(np.asarray(predict(block))[: len(rows)])
+    return np.concatenate(parts)

@@ -19,9 +19,9 @@ from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import require_rule
 from batch_platform.models.judged import JudgedScores, known_rows, scores_of
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import as_truth, default_metric, is_worse, measure
 from batch_platform.monitoring.outcomes import Outcomes, weights_of
-from batch_platform.monitoring.verdict import Verdict
 
 LEAST_PER_SEASON = 10  # rows, on average
 LEAST_KNOWN = 0.5  # share of the evaluation rows whose entity has an earlier value

@@ -21,15 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
-from batch_platform.declaration.extras import installed, missing
+from batch_platform.declaration.importing import installed, missing
 from batch_platform.kernels.forest.compiled import (
     NOT_TREES,
     WORTH_COMPILING,
     CompilablePredictor,
     Compilation,
     is_few,
-    plain_from_file,
-    proven_from_file,
+    predictor_from_file,
     proven_predictor,
 )
 from batch_platform.kernels.forest.ensembles import TREES_FILE, NotCompilableError
@@ -293,7 +292,7 @@ class Bundle:
     def _plain(self) -> Predictor | None:
         """The form of the stored trees for few rows; None if it cannot be used here."""
         with suppress(NotCompilableError):
-            return plain_from_file(self.trees, self.native)
+            return predictor_from_file(self.trees, self.native, compiled=False)
         return None
 
     @cached_property
@@ -302,7 +301,7 @@ class Bundle:
         if self.trees:
             # This machine may round differently from the one that trained, and still agree with itself.
             with suppress(NotCompilableError):
-                return proven_from_file(self.trees, self.native)
+                return predictor_from_file(self.trees, self.native, compiled=True)
         try:
             native = self.native.loaded()
             return proven_predictor(native) if isinstance(native, CompilablePredictor) else "no trees"

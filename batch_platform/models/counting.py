@@ -8,8 +8,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.monitoring.profiles import Bins, Profile, Role, cells_of, count_at_least, number_profile
-from batch_platform.monitoring.rows import Categories, RowSketch, sketch_of
+from batch_platform.monitoring.profiles import (
+    Bins,
+    Categories,
+    Profile,
+    Role,
+    RowSketch,
+    cells_of,
+    count_at_least,
+    number_profile,
+    sketch_of,
+)
 from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, CountsByValue, Places, SegmentCounts
 
 WORTH_COMPILING = 50_000  # values of a batch; only a large partition has so many

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from batch_platform.declaration.deciding import Decide
 from batch_platform.declaration.errors import (
     DataError,
     TrainingRefusedError,
@@ -23,10 +22,9 @@ from batch_platform.declaration.errors import (
     nearest_names,
     shortened,
 )
-from batch_platform.declaration.extras import require_installed
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function, require_installed
 from batch_platform.declaration.model import Model
-from batch_platform.declaration.predictions import Predictions
+from batch_platform.declaration.predictions import Decide, Predictions
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.contract import (
     BINARY,

@@ -14,11 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.models.counting import counted_cells, counted_profile, numbered
-from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import PARTITION, Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
-from batch_platform.monitoring.reference import ErrorTree, EstimateBasis, Floats
+from batch_platform.monitoring.reference import ErrorTree, EstimateBasis, Expectation, Floats, MeanMetric, expected
 from batch_platform.monitoring.resampling import TWO_SIDED
 from batch_platform.monitoring.segments import Cells, Places
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model, Predictions
 from batch_platform.features.history import TrainingData, feature_columns
-from batch_platform.features.sample import class_counts, equal_shares
+from batch_platform.features.training_data import class_counts, equal_shares
 from batch_platform.kernels.forest.compiled import Proof, prove
 from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.baseline import AgainstBaseline, measured
@@ -44,8 +44,8 @@ from batch_platform.models.flavours.known import Flavour, flavour_of
 from batch_platform.models.judged import JudgedScores, known_rows
 from batch_platform.models.leaks import leaks_of
 from batch_platform.models.reference import reference_of
-from batch_platform.models.refinements.learning import Declared, Refinements, Refining
-from batch_platform.models.refinements.prior import PRIOR, in_proportion
+from batch_platform.models.refinements.calibration import PRIOR, in_proportion
+from batch_platform.models.refinements.known import Declared, Refinements, Refining
 from batch_platform.models.search import Searched, search
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile

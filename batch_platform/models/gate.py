@@ -25,8 +25,8 @@ from batch_platform.models.contract import Signature, Task
 from batch_platform.models.fitting import Fitted
 from batch_platform.models.judged import JudgedScores, not_comparable, scores_of, verdict_on_shared_rows
 from batch_platform.models.registry import NOT_BETTER
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import CLASSIFICATION, default_metric, is_worse, known_to
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.ledger import Action, Version
 
 MEETS = "meets the gate"  # begins the reason of each version that the gate does not refuse

@@ -16,9 +16,9 @@ from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, ROW
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import BINARY, ClassLabel, Signature, Task
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth, known_to
 from batch_platform.monitoring.outcomes import PARTITION, Outcomes, weights_of
-from batch_platform.monitoring.verdict import Verdict
 
 SCORES_FILE = "evaluation.parquet"
 UNIT = "unit_"  # begins the name of a column of numbers: rows with the same number are not independent

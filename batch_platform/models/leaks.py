@@ -1,7 +1,6 @@
-"""How much columns tell of a label: what looks like a leak in a trained model, and a quick answer before there is a model."""
+"""What looks like a leak in what a model has learned from, and in how well it does."""
 
 from typing import Any
-from warnings import catch_warnings
 
 import numpy as np
 import polars as pl
@@ -18,8 +17,6 @@ from batch_platform.monitoring.leakage import (
     on_both_sides,
     suspected_leaks,
 )
-
-TREES = 30
 
 
 def leaks_of(
@@ -65,23 +62,3 @@ def suspiciously_good(
         return []
     rows = evaluated.height if task == "regression" else min(evaluated[label].unique_counts().to_list())
     return nearly_perfect(metrics, rows)
-
-
-def share_told(matrix: NDArray[Any], truth: NDArray[Any], *, classes: bool) -> float:
-    """The share of the `truth` [rows] that a matrix [rows, columns] tells, each row by the trees that have not seen it.
-
-    It is the explained share of the variance of numbers; of classes it is the balanced accuracy, on a scale on which guessing is 0.
-    """
-    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-    from sklearn.metrics import balanced_accuracy_score
-
-    values = len({*truth})
-    if values == 1:
-        return 0.0
-    options: Any = {"max_features": min(0.5, 25 / matrix.shape[1]), "min_samples_leaf": 3, "bootstrap": True}
-    options |= {"oob_score": balanced_accuracy_score, "class_weight": "balanced"} if classes else {"oob_score": True}
-    trees = (ExtraTreesClassifier if classes else ExtraTreesRegressor)(TREES, random_state=0, **options)
-    with catch_warnings(action="ignore"):  # a row that every tree has seen
-        score = float(trees.fit(matrix, truth).oob_score_)
-    guessing = 1 / values if classes else 0
-    return (score - guessing) / (1 - guessing)

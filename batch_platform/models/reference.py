@@ -8,6 +8,7 @@ Scoring profiles its rows in the same bins.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -22,19 +23,24 @@ from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import MAX_CATEGORIES, Contract, ContractColumn, Signature
 from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered, sketched
 from batch_platform.models.estimate_basis import basis_of, basis_places, basis_profile, basis_values
-from batch_platform.models.row_reference import categories_of, row_reference
-from batch_platform.monitoring.drift import Moves, beyond_chance, divergences, usual_of, without_farthest
+from batch_platform.monitoring.divergence import Moves, beyond_chance, divergences, usual_of, without_farthest
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import (
+    LEAST_ROWS,
+    MOST_COLUMNS,
     Bins,
+    Categories,
+    Components,
     Profile,
     Role,
+    RowReference,
+    RowSketch,
     category_bins,
     category_profile,
     number_bins,
+    sketch_of,
 )
 from batch_platform.monitoring.reference import BySegment, ReferenceProfile
-from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import Places, SegmentCounts, frequent_texts, named_texts
 
 # Index up to which the scores of a model that was fitted again are like those of the first fit, on rows that only it has seen:
@@ -42,9 +48,11 @@ from batch_platform.monitoring.segments import Places, SegmentCounts, frequent_t
 REFITTED_ALIKE, OUTLIERS_ALIKE = 0.5, 0.02
 # Partitions whose distance from their baselines is measured; of the prediction, whose distances are kept one by one, fewer.
 MOST_OF_FEATURES, MOST_PARTITIONS = 1000, 100
-LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell how far ranges and means usually differ
+LEAST_PARTITIONS = 7  # fewer partitions of training data do not tell what is usual of ranges, means and whole rows
 IN_A_ROW = 25  # consecutive partitions among them, so that every weekday and every hour of a day occurs
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
+_MOST_ROWS = 50_000  # rows from which it is learned how columns go together, evenly spaced
+_SMALLEST = 0.05  # variance that is added to that of a component, so that what hardly varies does not decide
 _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
 
 
@@ -60,16 +68,10 @@ def profiled(  # noqa: PLR0913 - rows, and how they are counted
 ) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
     """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
-    The prediction and what performance is estimated from are also counted by each value of `segments`.
-
-    Args:
-        reference: The profile of the version that scored them.
-        rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
-        raw: What the model returned for them; None without rows.
-        signature: Of the model.
-        rejected: Further rows, which were not scored, by column; None for a score that is not finite.
-        segments: Names of columns of the rows.
-        as_wholes: Whether the rows are looked at as wholes too.
+    `rows` satisfy the contract and have a score, and come with their encoding [n, columns]; `raw` is what the model returned for
+    them, None without rows. `rejected` counts further rows, which were not scored, by column; None for a score that is not finite.
+    The prediction and what performance is estimated from are also counted by each value of `segments`, columns of the rows.
+    `as_wholes` looks at rows as wholes too.
     """
     sketch = sketched(rows[1], categories_of(signature.contract)) if as_wholes else RowSketch()
     bins = {profile.name: profile.bins for profile in reference.features}
@@ -269,19 +271,11 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     former: ReferenceProfile | None,
     key: Sequence[str] = (),
 ) -> ReferenceProfile:
-    """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
+    """The reference of features with the profile of what a model predicts for rows that it has not learned from, and by their segments.
 
-    How far the partitions of these rows are from each other is added to what earlier versions have learned of theirs: one
-    evaluation has too few partitions to tell what is usual.
-
-    Args:
-        reference: That of the features.
-        predictor: The model.
-        signature: Of the model.
-        rows: The rows, and the same rows encoded [n, columns].
-        segments: Names of columns by which predictions are broken down.
-        former: The reference of the version before, if there is one.
-        key: Names of the columns of the key, by which a segment is frequent enough to be named.
+    How far the partitions of these rows are from each other is added to what the version before, of the reference `former`, has
+    learned of theirs: one evaluation has too few partitions to tell what is usual. `rows` come with their encoding [n, columns].
+    By the columns of the `key`, a segment is frequent enough to be named.
     """
     frame, matrix = rows
     if not len(matrix):
@@ -448,33 +442,74 @@ def _numbers(raw: NDArray[Any], signature: Signature) -> NDArray[np.float64]:
 
 
 def _codes(raw: NDArray[Any], signature: Signature, bins: Bins) -> tuple[list[str], NDArray[np.float64]]:
-    """The known classes or clusters, and the position of each row's among them; NaN for another."""
+    """The known classes or clusters, ascending, and the position of each row's among them; NaN for another."""
     if signature.task == "multiclass":
         return [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
-    return _clusters(raw.reshape(len(raw)), bins.categories or ())
-
-
-def _clusters(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """The known clusters, ascending, and the position of each row's cluster among them; NaN for another."""
-    known = sorted(map(int, names))
+    known = sorted(map(int, bins.categories or ()))
     places = {number: float(at) for at, number in enumerate(known)}
-    numbers, inverse = np.unique(raw, return_inverse=True)
+    numbers, inverse = np.unique(raw.reshape(len(raw)), return_inverse=True)
     codes = np.array([places.get(int(number), np.nan) for number in numbers.tolist()], dtype=np.float64)
     return [str(number) for number in known], codes[inverse] if len(codes) else np.empty(0)
 
 
 def _bins_of_output(raw: NDArray[Any], signature: Signature) -> Bins:
-    match signature.task:
-        case "binary":
-            return number_bins(raw[:, -1])
-        case "regression" | "outliers":
-            return number_bins(np.asarray(raw, dtype=np.float64).reshape(len(raw)))
-        case "multiclass":
-            counts = np.bincount(raw.argmax(axis=1), minlength=len(signature.classes)).tolist()
-            return category_bins({str(label): count for label, count in zip(signature.classes, counts, strict=True)})
-        case "clustering":
-            clusters, counts = np.unique(raw, return_counts=True)
-            of_clusters = {
-                str(int(number)): count for number, count in zip(clusters.tolist(), counts.tolist(), strict=True)
-            }
-            return category_bins(of_clusters, most=MAX_CATEGORIES)
+    if signature.task not in _CATEGORICAL:
+        return number_bins(_numbers(raw, signature))
+    if signature.task == "multiclass":
+        counts = np.bincount(raw.argmax(axis=1), minlength=len(signature.classes)).tolist()
+        return category_bins({str(label): count for label, count in zip(signature.classes, counts, strict=True)})
+    numbers, counts = (of.tolist() for of in np.unique(raw, return_counts=True))
+    of_clusters = {str(int(number)): count for number, count in zip(numbers, counts, strict=True)}
+    return category_bins(of_clusters, most=MAX_CATEGORIES)
+
+
+def categories_of(contract: Contract) -> Categories:
+    """The categories of each column of a contract; None for a number."""
+    return {column.name: column.categories if column.type == "category" else None for column in contract.columns}
+
+
+def row_reference(
+    contract: Contract, matrix: NDArray[np.float64], starts: NDArray[np.datetime64] | None, *, sampled: bool
+) -> RowReference:
+    """The reference for whole rows like these encoded ones [n, columns], given the start of the partition of each if it is known.
+
+    Rows that are `sampled` do not tell which of them a partition repeats.
+    """
+    components = _components(matrix[:: -(-len(matrix) // _MOST_ROWS) or 1, :MOST_COLUMNS])
+    if starts is None:
+        return RowReference(components)
+    columns, partitions = categories_of(contract), np.unique(starts)[-MOST_PARTITIONS:]
+    sketches = [sketch_of(matrix[starts == start], columns) for start in partitions]
+    large = [sketch for sketch in sketches if sketch.rows >= LEAST_ROWS]
+    if len(large) < LEAST_PARTITIONS:
+        return RowReference(components)
+    loose = [components.looseness(sketch) for sketch in large] if components else []
+    logs = np.log([value for value in loose if value])
+    middle = float(np.median(logs)) if len(logs) >= LEAST_PARTITIONS else None
+    same = any(before.identity == after.identity for before, after in pairwise(sketches))
+    return RowReference(
+        components,
+        None if middle is None else float(np.exp(middle)),
+        None if middle is None else float(np.exp(np.abs(logs - middle).max())),
+        None if sampled else max(sketch.repeated for sketch in large),
+        None if sampled else same,
+    )
+
+
+def _components(matrix: NDArray[np.float64]) -> Components | None:
+    """The principal components of rows [n, columns]; None with fewer than two columns that vary, or too few rows."""
+    from sklearn.decomposition import PCA
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        known = ~np.isnan(matrix)
+        counts = np.maximum(1, known.sum(axis=0))
+        middle = np.where(known, matrix, 0.0).sum(axis=0) / counts
+        scale = np.sqrt(np.where(known, np.square(matrix - middle), 0.0).sum(axis=0) / counts)
+    usable = np.isfinite(middle) & np.isfinite(scale) & (scale > 0)
+    if usable.sum() < 2 or len(matrix) < max(LEAST_ROWS, 5 * matrix.shape[1]):  # noqa: PLR2004 - nothing goes together otherwise
+        return None
+    plain = Components(tuple(np.where(usable, middle, 0.0).tolist()), tuple(np.where(usable, scale, 0.0).tolist()), ())
+    with one_thread():
+        fitted = PCA().fit(plain.standardised(matrix))
+    axes = fitted.components_ / np.sqrt(fitted.explained_variance_ + _SMALLEST)[:, None]
+    return Components(plain.middle, plain.scale, tuple(map(tuple, axes.tolist())))

@@ -15,7 +15,7 @@ scores were made so: `hindsight` of `score_runs` is true where the decision was 
 import json
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -26,9 +26,8 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, TrainingRefusedError, WrongUseError, listed, named
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.comparison import Difference
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -163,6 +162,8 @@ class Registry:
     promotions: Sequence[Promotion] = ()  # order of time, as the trainings
     challenger_trainings: Sequence[ChallengerTraining] = ()
     model_trainings: Sequence[ModelTraining] = ()
+    # Hashes of the features as the last training found them, by each serving period in which it gave no model; see `fruitless`.
+    refused_on: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
 
     def last_decision(self, version: str) -> Promotion | None:
         """The last decision on a version."""

@@ -22,18 +22,16 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.threads import threads
-from batch_platform.features.sample import SEED
-from batch_platform.features.training_data import ENTITY, PARTITION_START, TrainingData, known_at
+from batch_platform.features.training_data import ENTITY, PARTITION_START, SEED, TrainingData, known_at
 from batch_platform.kernels.native_threads import one_thread, one_thread_here
 from batch_platform.models.contract import Signature
 from batch_platform.models.declared_model import check_search, make_estimator
 from batch_platform.models.estimator_fit import EncodedRows, fitted_predictor, refusals_explained
 from batch_platform.models.flavours.known import flavour_of
-from batch_platform.monitoring.comparison import Difference, paired_difference
+from batch_platform.monitoring.comparison import Difference, Verdict, paired_difference
 from batch_platform.monitoring.metrics import default_metric, is_worse, measure
 from batch_platform.monitoring.outcomes import CLASSIFICATION, PARTITION, Outcomes
 from batch_platform.monitoring.outcomes import ENTITY as ENTITY_UNIT
-from batch_platform.monitoring.verdict import Verdict
 
 FOLDS = 3
 DECLARED = "the declared parameters"

@@ -8,40 +8,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.errors import number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
-from batch_platform.monitoring.drift import Level
+from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.measure import (
     ALARMS,
     Asset,
     Check,
     Commits,
+    EvaluatedMeasure,
     Judged,
     Judgement,
     Measure,
+    ScoredMeasure,
     ScoredPart,
     ScoredPartition,
+    table_of,
 )
 from batch_platform.monitoring.measures.challengers import CHALLENGERS
-from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT
 from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
+from batch_platform.monitoring.measures.evaluated import CLUSTER_PROFILES, CONCEPT_DRIFT, INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
-from batch_platform.monitoring.measures.importance import IMPORTANCE
-from batch_platform.monitoring.measures.interval_coverage import INTERVAL_COVERAGE
 from batch_platform.monitoring.measures.performance import PERFORMANCE
-from batch_platform.monitoring.measures.profiles import PROFILES
-from batch_platform.monitoring.measures.rejections import REJECTIONS
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
-from batch_platform.monitoring.measures.scores import SCORES
+from batch_platform.monitoring.measures.scored import IMPORTANCE, PROFILES, REJECTIONS, SCORES
 from batch_platform.warehouse import descriptions
-from batch_platform.warehouse.descriptions import OF_PARTITION, Description
+from batch_platform.warehouse.descriptions import Description
 from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -55,30 +53,16 @@ MEASURES: dict[str, Measure[Any]] = {
 
 HEALTH, CAUSES = "health", ", "  # the table, and what stands between the causes of an alarm
 _SEVERITIES: dict[Level, str | None] = {"none": None, "warn": "warning", "fail": "error"}
-HEALTH_TABLE = Description(
-    "the judgement of a partition by a check",
-    {
-        **OF_PARTITION,
-        "asset": "asset that shows it: predictions, drift or performance",
-        "check_name": "name of the check",
-        "passed": "whether nothing is wrong",
-        "severity": "warning or error; null where it passed",
-        "text": "what was judged, in words",
-        "columns": "columns or other causes of the alarm, with commas between them, the worst first; empty without any",
-        "judged_at": "when, in UTC",
-        "model_version": "version that scored the partition",
-    },
-)
 
 
-def scored_measures() -> dict[str, Measure[Any]]:
+def scored_measures() -> dict[str, ScoredMeasure[Any]]:
     """The measures that are computed when a partition is scored."""
-    return {name: measure for name, measure in MEASURES.items() if measure.compute is None}
+    return {name: measure for name, measure in MEASURES.items() if isinstance(measure, ScoredMeasure)}
 
 
-def evaluated_measures(spec: PipelineSpec | None = None) -> dict[str, Measure[Any]]:
+def evaluated_measures(spec: PipelineSpec | None = None) -> dict[str, EvaluatedMeasure]:
     """The measures that are computed when a partition is evaluated; of a pipeline, those that it asks for."""
-    measures = {name: measure for name, measure in MEASURES.items() if measure.compute is not None}
+    measures = {name: measure for name, measure in MEASURES.items() if isinstance(measure, EvaluatedMeasure)}
     return {name: measure for name, measure in measures.items() if spec is None or measure.declared(spec)}
 
 
@@ -102,12 +86,13 @@ def judgements(spec: PipelineSpec, asset: Asset, values: Mapping[str, Any], task
 
 def staged_values(parts: Mapping[str, ScoredPart]) -> dict[str, Mapping[str, Any]]:
     """The values that are known before partitions are committed, by measure and partition key."""
-    return {name: measure.stage(parts) for name, measure in scored_measures().items() if measure.stage is not None}
+    staged = {name: measure.stage(parts) for name, measure in scored_measures().items()}
+    return {name: values for name, values in staged.items() if values is not None}
 
 
 def replace_measures(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> None:
     """Replace the rows of every measure of scoring, within the caller's transaction."""
-    note(con, [change for measure in scored_measures().values() for change in measure.replace_in(con, commits, parts)])
+    note(con, [change for measure in scored_measures().values() for change in measure.replace(con, commits, parts)])
 
 
 def read_values(
@@ -119,7 +104,7 @@ def read_values(
     known, values = staged or {}, {key: dict[str, Any]() for key in commits.keys}
     for name, measure in scored_measures().items():
         if name in known or measure.is_read:
-            of_measure = known[name] if name in known else measure.read_from(con, commits)
+            of_measure = known[name] if name in known else measure.read(con, commits)
             for key in values.keys() & of_measure.keys():
                 values[key][name] = of_measure[key]
     return values
@@ -129,8 +114,7 @@ def further_rows(partition: ScoredPartition) -> dict[str, pl.DataFrame]:
     """The rows that measures have beside those of their tables, of a partition that was evaluated with labels, by name."""
     further = dict[str, pl.DataFrame]()
     for measure in MEASURES.values():
-        if measure.beside is not None:
-            further |= measure.beside(partition)
+        further |= measure.beside(partition)
     return further
 
 
@@ -139,8 +123,7 @@ def settle_measures(
 ) -> None:
     """Complete what evaluated partitions decide of other rows, within the caller's transaction; `rows` are further ones by name."""
     for measure in MEASURES.values():
-        if measure.settle is not None:
-            measure.settle(con, pipeline, keys, rows)
+        measure.settle(con, pipeline, keys, rows)
 
 
 @dataclass(frozen=True)
@@ -148,14 +131,16 @@ class HealthRow:
     """The judgement of a partition by a check; a row of the table `health`."""
 
     partition_key: str
-    asset: str
-    check_name: str
-    passed: bool
-    severity: str | None
-    text: str
-    columns: str
-    judged_at: datetime
-    model_version: str
+    asset: Annotated[str, "asset that shows it: predictions, drift or performance"]
+    check_name: Annotated[str, "name of the check"]
+    passed: Annotated[bool, "whether nothing is wrong"]
+    severity: Annotated[str | None, "warning or error; null where it passed"]
+    text: Annotated[str, "what was judged, in words"]
+    columns: Annotated[
+        str, "columns or other causes of the alarm, with commas between them, the worst first; empty without any"
+    ]
+    judged_at: Annotated[datetime, "when, in UTC"]
+    model_version: Annotated[str, "version that scored the partition"]
     run_id: str
 
 
@@ -295,7 +280,7 @@ def in_words(judged: Judged) -> str:
 
 def _tables() -> dict[str, Description]:
     tables = {name: table for measure in MEASURES.values() for name, table in measure.described.items()}
-    return {**tables, HEALTH: HEALTH_TABLE}
+    return {**tables, HEALTH: table_of(HealthRow, "the judgement of a partition by a check")}
 
 
 def is_table(name: str) -> bool:

@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.errors import DataError, did_you_mean, listed
+from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.monitoring.outcomes import (
     CLASSIFICATION,
     Floats,

@@ -2,47 +2,47 @@
 
 Scoring computes a measure from what it holds of a partition when it is committed (`ScoredPart`) and replaces its rows in the
 transaction of the predictions; evaluation computes one from the rows and their labels (`ScoredPartition`). Tables, comments,
-asset checks, the metadata of the UI and the report are built from these records. To add a measure, write its record in a
+asset checks, the metadata of the UI and the report are built from these classes. To add a measure, write its class in a
 module and list it in `catalogue.py`; its settings get a block under `monitoring:` in `declaration/monitored.py`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import html
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, Decide
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.drift import Level
+from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.metrics import Metric, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION, HIGH, LOW
-from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.outcomes import CLASSIFICATION, HIGH, LOW, UnitRule
+from batch_platform.monitoring.profiles import Profile, RowSketch
 from batch_platform.monitoring.reference import ReferenceProfile
-from batch_platform.monitoring.rows import RowSketch
 from batch_platform.monitoring.segments import SegmentCounts
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.monitoring.usual import Past
 from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import Change, ScoreRun, Version, changes_of
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
-
-if TYPE_CHECKING:
-    from batch_platform.monitoring.measures.challengers import StagedChallenger
+from batch_platform.warehouse.tables_in_files import StagedFile
 
 TRUTH = "__truth"
 # Entry of a check's metadata: pairs of a cause of the alarm, such as a column, and its level; the worst first, which Dagster's
 # mappings forget.
 ALARMS = "alarms"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
+LEVELS: tuple[Level, ...] = get_args(Level)
 Value = TypeVar("Value")
 ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
 Asset = Literal["predictions", "drift", "performance"]
@@ -57,6 +57,36 @@ class Column:
     text: str = ""  # what it holds, in words
 
 
+@dataclass(frozen=True)
+class ChallengerRun:
+    """The result of a challenger for a partition: it scored or rejected every row that the champion scored, or it failed."""
+
+    partition_key: str
+    challenger: str
+    model_version: str | None  # None if the version could not be determined
+    champion_version: str  # the version that scored the partition
+    rows_in: int  # rows that the champion scored
+    rows_scored: int
+    rows_rejected: int  # rows that the challenger's own contract rejects
+    reasons: str  # rejected rows by reason, as JSON
+    rank_correlation: float | None
+    decisions_flipped: float | None  # share of rows
+    failure: str | None  # why it scored nothing; None if it did not fail
+    in_sample: bool  # whether its training data overlap the partition
+    scored_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class StagedChallenger:
+    """A challenger's part of the commit of a partition: its row, and the files with its scores, none if it failed."""
+
+    run: ChallengerRun
+    paths: Sequence[Path]
+    files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
+    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # SQL conditions, see `rows_of_files`
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredPart:
     """A scored partition that is being committed, beside its row of the ledger: all that a measure of scoring may look at."""
@@ -65,7 +95,7 @@ class ScoredPart:
     profiles: Sequence[Profile] = ()  # features, prediction and estimates; empty if the version has no reference
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
-    challengers: Sequence["StagedChallenger"] = ()
+    challengers: Sequence[StagedChallenger] = ()
     # Sketch of the encoded rows; empty if `monitoring.rows` is off.
     sketch: RowSketch = field(default_factory=RowSketch)
 
@@ -212,6 +242,47 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Aspect:
+    """One judgement."""
+
+    name: str  # that of a check of the newest partition, or sources, failures, fresh, delivered and so on
+    level: Level | None  # None where it is not judged
+    text: str  # a clause that says what is so
+    partition: str | None = None  # key of the partition that it is about
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def passed(self) -> bool:
+        """True if it is neither worth a warning nor failed."""
+        return self.level in (None, "none")
+
+
+@dataclass(frozen=True)
+class Health:
+    """All judgements, and the worst level among them."""
+
+    level: Level
+    aspects: list[Aspect]
+
+    @classmethod
+    def of(cls, aspects: Iterable[Aspect]) -> "Health":
+        """The health by some judgements."""
+        members = list(aspects)
+        levels: list[Level] = [aspect.level for aspect in members if aspect.level is not None]
+        return cls(LEVELS[max(map(LEVELS.index, levels), default=0)], members)
+
+    @property
+    def alarms(self) -> list[Aspect]:
+        """The aspects that are worth a warning or failed, the worst first."""
+        alarms = [aspect for aspect in self.aspects if not aspect.passed]
+        return sorted(alarms, key=lambda aspect: LEVELS.index(aspect.level or "none"), reverse=True)
+
+    def reaches(self, level: Level) -> bool:
+        """Return whether it is as bad as a level, or worse."""
+        return LEVELS.index(self.level) >= LEVELS.index(level)
+
+
+@dataclass(frozen=True)
 class Check(Generic[Value]):
     """A rule that judges the values of a measure for one pipeline."""
 
@@ -234,42 +305,46 @@ class Check(Generic[Value]):
     accepted: Callable[[str, Collection[str]], bool] = lambda _key, _faults: False
 
 
-@dataclass(frozen=True, kw_only=True)
 class Measure(Generic[Value]):
-    """One measure. Its value of a partition is the rows of its table, unless `stage` or `read` give another one."""
+    """What every measure has; one is made by writing a `ScoredMeasure` or an `EvaluatedMeasure`.
+
+    Its value of a partition is the rows of its table, unless `stage` or `read` give another one.
+    """
 
     name: str
     description: str  # one sentence for the UI: what the measure says about a partition
-    # Columns of the table of its name, beside those that every measure's table has.
-    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
-    shared: Mapping[str, str] = field(default_factory=dict[str, str])  # other texts of the shared columns
+    asset: Asset  # the asset that shows it
+    shared: ClassVar[Mapping[str, str]]  # texts of the columns that every measure's table has
+    # Columns of the table of its name, beside these; without any it has none.
+    columns: ClassVar[Mapping[str, Column]] = {}
     row: str = ""  # what a row of that table is, in words; by default the description
-    tables: Mapping[str, Description] = field(default_factory=dict[str, Description])  # tables that it makes itself
-    # The rows of its table for one partition, with these columns: when it is scored, or when it is evaluated.
-    score: Callable[[ScoreRun, ScoredPart], pl.DataFrame] | None = None
-    compute: Callable[[ScoredPartition], pl.DataFrame] | None = None
-    declared: Callable[[PipelineSpec], bool] = lambda _: True  # whether a pipeline has rows of `score` at all
-    # Further rows of a partition that was evaluated with labels, of the model that serves: in tables of `tables`, or to settle.
-    beside: Callable[[ScoredPartition], Mapping[str, pl.DataFrame]] | None = None
-    # Complete other rows of evaluated partitions, by such further rows, once the tables are replaced.
-    settle: Callable[[duckdb.DuckDBPyConnection, str, Sequence[str], Mapping[str, pl.DataFrame]], None] | None = None
-    # Values by partition key that are known before the transaction; with it, nothing is read back within.
-    stage: Callable[[Mapping[str, ScoredPart]], Mapping[str, Value]] | None = None
-    # Replace further tables within the transaction of the predictions, and return what changed, which is noted for all
-    # measures together; the rows of `score` are replaced anyway.
-    replace: Callable[[duckdb.DuckDBPyConnection, Commits, Mapping[str, ScoredPart]], list[Change]] | None = None
-    # The values of committed partitions by key; by default the rows of its table.
-    read: Callable[[duckdb.DuckDBPyConnection, Commits], Mapping[str, Value]] | None = None
-    numbers: Callable[[Value], Mapping[str, float]] | None = None  # numbers to show and to plot
-    shown: Callable[[Value], Mapping[str, Any]] | None = None  # metadata for the UI; by default the numbers
-    check: Callable[[PipelineSpec], Check[Value] | None] = lambda _: None  # None if the pipeline declares nothing
-    has_section: bool = False  # whether the report lays it out by itself; others are listed with their numbers
-    on: Asset | None = None  # the asset that shows it; by default that of the step that computes it
+    tables: ClassVar[Mapping[str, Description]] = {}  # tables that it makes itself
+    has_section = False  # whether the report lays it out by itself; others are listed with their numbers
 
-    @property
-    def asset(self) -> Asset:
-        """The asset that shows it."""
-        return self.on or ("predictions" if self.compute is None else "performance")
+    def declared(self, spec: PipelineSpec) -> bool:  # noqa: ARG002 - by default
+        """Return whether a pipeline has rows of it at all."""
+        return True
+
+    def beside(self, partition: ScoredPartition) -> Mapping[str, pl.DataFrame]:  # noqa: ARG002 - by default
+        """Further rows of a partition that was evaluated with labels, of the model that serves: in tables of `tables`, or to settle."""
+        return {}
+
+    def settle(
+        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], rows: Mapping[str, pl.DataFrame]
+    ) -> None:
+        """Complete other rows of evaluated partitions, by such further rows, once the tables are replaced."""
+
+    def numbers(self, value: Value) -> Mapping[str, float]:  # noqa: ARG002 - by default
+        """Numbers to show and to plot."""
+        return {}
+
+    def shown(self, value: Value) -> Mapping[str, Any]:
+        """Metadata for the UI; by default the numbers."""
+        return rounded(self.numbers(value))
+
+    def check(self, spec: PipelineSpec) -> Check[Value] | None:  # noqa: ARG002 - by default
+        """The rule that judges its values; None if the pipeline declares nothing."""
+        return None
 
     @property
     def types(self) -> dict[str, ColumnType]:
@@ -279,44 +354,73 @@ class Measure(Generic[Value]):
     @property
     def described(self) -> dict[str, Description]:
         """The tables, and what their rows and columns hold."""
-        if not self.columns:
-            return dict(self.tables)
-        shared = {**OF_PARTITION, "model_version": MODEL_VERSION} if self.compute is None else _OF_EVALUATIONS
         texts = {name: column.text for name, column in self.columns.items() if column.text}
-        return {self.name: Description(self.row or self.description, {**shared, **self.shared, **texts}), **self.tables}
-
-    @property
-    def is_read(self) -> bool:
-        """True if anything is shown or judged of its values; a table that others read is not read with every commit."""
-        return any((self.stage, self.read, self.numbers, self.shown))
+        own = {self.name: Description(self.row or self.description, {**self.shared, **texts})} if self.columns else {}
+        return {**own, **self.tables}
 
     def of(self, measures: Mapping[str, Any]) -> Value | None:
         """Its value among those of a partition; None where it has none."""
         return measures.get(self.name)
 
-    def metadata(self, value: Value) -> Mapping[str, Any]:
-        """The metadata of a value, for the UI."""
-        if self.shown is not None:
-            return self.shown(value)
-        return {} if self.numbers is None else rounded(self.numbers(value))
+    def served_rows(
+        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]
+    ) -> dict[str, pl.DataFrame]:
+        """The rows of its table by partition key, without those of challengers; a partition without any is left out."""
+        rows = self.rows(con, pipeline, keys)
+        if "challenger" in rows.columns:
+            rows = rows.filter(pl.col("challenger").is_null())
+        by_partition = rows.partition_by("partition_key", as_dict=True, maintain_order=True)
+        return {str(key): of_partition.select(*self.columns) for (key,), of_partition in by_partition.items()}
 
-    def replace_in(
-        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    def rows(self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> pl.DataFrame:
+        """The rows of its table for some partitions; a column that the measure did not have when they were written is null."""
+        shared = [name for name in ("partition_key", "challenger", "model_version") if name in self.shared]
+        types = {**dict.fromkeys(shared, pl.String), **self.types}
+        if not has_table(con, pipeline, self.name):
+            return pl.DataFrame(schema=types)
+        query = f"FROM {quoted(pipeline)}.{quoted(self.name)} WHERE partition_key IN $keys"
+        rows = con.sql(query, params={"keys": list(keys)}).pl()
+        lacking = [name for name in types if name not in rows.columns]
+        return rows.with_columns(pl.lit(None, types[name]).alias(name) for name in lacking).select(*types)
+
+
+class ScoredMeasure(Measure[Value]):
+    """A measure that is computed when a partition is scored."""
+
+    asset = "predictions"
+    shared: ClassVar = {**OF_PARTITION, "model_version": MODEL_VERSION}
+    is_read = True  # whether anything is shown or judged of it; a table that others read is not read with every commit
+
+    def score(self, run: ScoreRun, part: ScoredPart) -> pl.DataFrame:  # noqa: ARG002 - by default
+        """The rows of its table for one partition, with its columns."""
+        return pl.DataFrame(schema=self.types)
+
+    def stage(self, parts: Mapping[str, ScoredPart]) -> Mapping[str, Value] | None:  # noqa: ARG002 - by default
+        """Values by partition key that are known before the transaction; with them, nothing is read back within."""
+        return None
+
+    def replace(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        commits: Commits,
+        parts: Mapping[str, ScoredPart],
     ) -> list[Change]:
-        """Replace the rows of committed partitions, and return what changed; `parts` has what was scored by partition key."""
-        changes = [] if self.replace is None else self.replace(con, commits, parts)
-        if self.score is None:
-            return changes
+        """Replace the rows of committed partitions within the transaction of the predictions, and return what changed, which is noted for all measures together.
+
+        `parts` has what was scored by partition key. By default, the rows of `score`.
+        """
+        if not self.columns:
+            return []
         has_rows, none = self.declared(commits.spec), pl.DataFrame(schema=self.types)
         rows = [
             self._scored(self.score(run, parts[run.partition_key]) if has_rows else none, run) for run in commits.runs
         ]
         if not any(frame.height for frame in rows) and not has_table(con, commits.pipeline, self.name):
-            return changes
+            return []
         con.register("new_rows", pl.concat(rows))
         replace_rows(con, commits.pipeline, self.name, commits.keys, "new_rows")
         con.unregister("new_rows")
-        return [*changes, *changes_of(commits.runs, self.name)]
+        return changes_of(commits.runs, self.name)
 
     def _scored(self, rows: pl.DataFrame, run: ScoreRun) -> pl.DataFrame:
         """The rows of a partition with the shared columns; raises DataError if they lack a column."""
@@ -333,42 +437,59 @@ class Measure(Generic[Value]):
             pl.lit(run.run_id).alias("run_id"),
         )
 
-    def read_from(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> Mapping[str, Any]:
-        """The values of committed partitions by key; a partition without any is left out."""
-        if self.read is not None:
-            return self.read(con, commits)
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> Mapping[str, Any]:
+        """The values of committed partitions by key; a partition without any is left out. By default, the rows of its table."""
         return self.served_rows(con, commits.pipeline, commits.keys)
 
-    def served_rows(
-        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]
-    ) -> dict[str, pl.DataFrame]:
-        """The rows of its table by partition key, without those of challengers; a partition without any is left out."""
-        rows = self.rows(con, pipeline, keys)
-        if self.compute is not None:
-            rows = rows.filter(pl.col("challenger").is_null())
-        by_partition = rows.partition_by("partition_key", as_dict=True, maintain_order=True)
-        return {str(key): of_partition.select(*self.columns) for (key,), of_partition in by_partition.items()}
 
-    def rows(self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str]) -> pl.DataFrame:
-        """The rows of its table for some partitions; a column that the measure did not have when they were written is null."""
-        shared = ["partition_key", *(["challenger"] if self.compute else []), "model_version"]
-        types = {**dict.fromkeys(shared, pl.String), **self.types}
-        if not has_table(con, pipeline, self.name):
-            return pl.DataFrame(schema=types)
-        query = f"FROM {quoted(pipeline)}.{quoted(self.name)} WHERE partition_key IN $keys"
-        rows = con.sql(query, params={"keys": list(keys)}).pl()
-        lacking = [name for name in types if name not in rows.columns]
-        return rows.with_columns(pl.lit(None, types[name]).alias(name) for name in lacking).select(*types)
+class EvaluatedMeasure(Measure[pl.DataFrame]):
+    """A measure that is computed when a partition is evaluated, of the model that serves and of each challenger."""
 
+    asset = "performance"
+    shared: ClassVar = {
+        **OF_PARTITION,
+        "model_version": "version that was measured",
+        "evaluated_at": "when it was measured, in UTC",
+        "challenger": "challenger that was measured; null for the model that serves",
+    }
 
-_OF_EVALUATIONS = {
-    **OF_PARTITION,
-    "model_version": "version that was measured",
-    "evaluated_at": "when it was measured, in UTC",
-    "challenger": "challenger that was measured; null for the model that serves",
-}
+    def compute(self, partition: ScoredPartition) -> pl.DataFrame:
+        """The rows of its table for one partition, with its columns."""
+        raise NotImplementedError
 
 
 def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
     """Numbers with as many digits as anybody reads; the tables hold all digits."""
     return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}
+
+
+class Markdown(str):
+    """A text that is Markdown, to be shown as such."""
+
+    __slots__ = ()
+
+
+def listing(columns: tuple[str, str], values: Mapping[str, object]) -> Markdown:
+    """A table of names and values of unknown origin, as Markdown."""
+    return table(columns, [map(markdown, (name, str(value))) for name, value in values.items()], columns[1:])
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[str]], numeric: Container[str] = ()) -> Markdown:
+    """A table as Markdown, of cells that are Markdown; numeric columns are aligned to the right."""
+    rule = ["---:" if column in numeric else "---" for column in columns]
+    return Markdown("\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)))
+
+
+def markdown(text: str) -> str:
+    """Text of unknown origin as Markdown that only shows it: without tags, links or cells of its own."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return html.escape(_MARKUP.sub(r"\\\g<0>", shown), quote=False)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
+
+
+def table_of(record: type, row: str) -> Description:
+    """The description of a table of records whose fields are annotated with what they hold."""
+    noted = {item.name: get_args(item.type)[1] for item in fields(record) if get_origin(item.type) is Annotated}
+    return Description(row, {**OF_PARTITION, **noted})

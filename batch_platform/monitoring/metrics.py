@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring import decisions
 from batch_platform.monitoring.outcomes import (

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.deciding import DECISION, rule_in
 from batch_platform.declaration.errors import DataError, did_you_mean, listed
 from batch_platform.declaration.inputs import WEIGHT
+from batch_platform.declaration.predictions import DECISION, rule_in
 from batch_platform.monitoring.decisions import as_decided
 from batch_platform.monitoring.measures.challengers import RUNS, SCORES
 from batch_platform.monitoring.measures.performance import (
@@ -28,9 +28,15 @@ from batch_platform.monitoring.measures.performance import (
     named_classes,
 )
 from batch_platform.monitoring.metrics import Metric
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes, class_texts, prediction_columns
+from batch_platform.monitoring.outcomes import (
+    CLASSIFICATION,
+    UNKNOWN,
+    Outcomes,
+    UnitRule,
+    class_texts,
+    prediction_columns,
+)
 from batch_platform.monitoring.segments import named_texts
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
@@ -96,8 +102,34 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
     keys = [key for key in measured_partitions(con, pipeline, first, last) if partitions is None or key in partitions]
-    rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, unit, by_version=by_version))
-    return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
+    query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
+    newest = read_latest(con, ScoreRun, pipeline, keys[-1:]).values()
+    rule = next((run.decision_rule for run in newest), None)
+    kinds = {
+        version: _Kind(task, tuple(json.loads(classes)), rule)
+        for version, task, classes in con.execute(query, {"pipeline": pipeline}).fetchall()
+    }
+    pooled = list[PooledMetric]()
+    for rows in _scored(con, pipeline, keys, by, unit):
+        challenger, versions = rows["challenger"][0], sorted(set(rows["model_version"]))
+        if by_version and len(versions) > 1:
+            for version in versions:
+                of_version = rows.filter(pl.col("model_version") == version)
+                pooled += _of_rows(kinds[version], of_version, metrics, Pool(version, challenger), only)
+        if len({kinds[version] for version in versions}) > 1:  # probabilities of other classes
+            continue
+        kind = kinds[versions[0]]
+        for metric in _of_rows(kind, rows, metrics, Pool(challenger=challenger), only):
+            pooled.append(metric)
+            if by_version and len(versions) == 1:
+                pooled.append(replace(metric, model_version=versions[0]))
+        key = rows.select(name for name, _ in table_columns(con, pipeline, OUTCOMES) if name in rows.columns)
+        key = key.select(pl.exclude(_PARTITION, *_OF_OUTCOMES))
+        for column in by:
+            for (segment,), of_segment in rows.group_by(named_texts(rows[column], key), maintain_order=True):
+                pool = Pool(challenger=challenger, segment_column=column, segment=segment)
+                pooled += _of_rows(kind, of_segment, metrics, pool, of_segments)
+    return pl.DataFrame([vars(metric) for metric in pooled], schema=_schema(PooledMetric), orient="row")
 
 
 def measured_partitions(
@@ -162,46 +194,6 @@ class _Kind:
             self.task, predicted, truth, self.classes, units=units, positions=positions, weights=weights
         )
         return as_decided(outcomes, rows, rule_in(self.rule))
-
-
-def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
-    con: duckdb.DuckDBPyConnection,
-    pipeline: str,
-    keys: Sequence[str],
-    by: Sequence[str],
-    metrics: Sequence[Metric],
-    only: Collection[str] | None = None,
-    of_segments: Collection[str] | None = None,
-    unit: UnitRule = UnitRule(),  # noqa: B008 - immutable
-    *,
-    by_version: bool = True,
-) -> Iterator[PooledMetric]:
-    """The metrics of some partitions: of all models that served, of each version, and of each challenger."""
-    query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
-    newest = read_latest(con, ScoreRun, pipeline, keys[-1:]).values()
-    rule = next((run.decision_rule for run in newest), None)
-    kinds = {
-        version: _Kind(task, tuple(json.loads(classes)), rule)
-        for version, task, classes in con.execute(query, {"pipeline": pipeline}).fetchall()
-    }
-    for rows in _scored(con, pipeline, keys, by, unit):
-        challenger, versions = rows["challenger"][0], sorted(set(rows["model_version"]))
-        common = {kinds[version] for version in versions}
-        for version in versions if by_version and len(versions) > 1 else ():
-            of_version = rows.filter(pl.col("model_version") == version)
-            yield from _of_rows(kinds[version], of_version, metrics, Pool(version, challenger), only)
-        if len(common) > 1:  # probabilities of other classes
-            continue
-        for metric in _of_rows(kinds[versions[0]], rows, metrics, Pool(challenger=challenger), only):
-            yield metric
-            if by_version and len(versions) == 1:
-                yield replace(metric, model_version=versions[0])
-        key = rows.select(name for name, _ in table_columns(con, pipeline, OUTCOMES) if name in rows.columns)
-        key = key.select(pl.exclude(_PARTITION, *_OF_OUTCOMES))
-        for column in by:
-            for (segment,), of_segment in rows.group_by(named_texts(rows[column], key), maintain_order=True):
-                pool = Pool(challenger=challenger, segment_column=column, segment=segment)
-                yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool, of_segments)
 
 
 def _of_rows(

@@ -16,7 +16,7 @@ from typing import Any
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, named
 from batch_platform.sources.objects import FilePath, ObjectPath, StoreError, file_path, hint_for, opened_store
-from batch_platform.warehouse.checkpoint import write_whole
+from batch_platform.warehouse.files import write_whole
 from batch_platform.warehouse.home import PRIVATE
 
 PIECE = 8 * 2**20  # bytes of every piece of a file but the last

@@ -3,10 +3,13 @@
 The warehouse is taken from the published copy, which is one in full and which nobody changes while it is read. The files that
 it names never change. Dagster's SQLite databases are read through SQLite's own backup, and before the warehouse, so that
 what Dagster holds done is in the ledger; what the ledger holds beyond that, the next run tells Dagster.
+
+The files that a pipeline's ledgers refer to, feature files and bundles, can also be read and compared with what was recorded.
 """
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -20,14 +23,16 @@ from uuid import uuid4
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError, listed
+from batch_platform.models.bundle import require_unchanged
 from batch_platform.operations.archive import PIECE, Archive, Backup, KeptFile, PieceWriter
-from batch_platform.warehouse.checkpoint import sync, write_whole
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.planning.state import State
 from batch_platform.warehouse.database import require_not_lost
+from batch_platform.warehouse.files import sync, write_whole
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import attach
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import held_copy, publish
-from batch_platform.warehouse.sql import quoted, tables
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.sql import attach, quoted, tables
 from batch_platform.warehouse.tables_in_files import named_files
 
 _WAREHOUSE = "warehouse.duckdb"
@@ -65,11 +70,7 @@ def back_up(home: Home, archive: Archive, now: datetime, *, keep: int | None = N
 
     Publishes first, as runs do. A file that is as it was in the newest backup, by size and time, is not read again.
 
-    Args:
-        home: The home.
-        archive: The place for its backups.
-        now: Time of the backup, in UTC.
-        keep: How many backups to keep; None for all.
+    With `keep`, only so many of the newest backups stay.
 
     Raises:
         WrongUseError: There is nothing to back up, the archive lies in the home or holds backups of another one, or another
@@ -124,7 +125,8 @@ def read_backup(archive: Archive, backup: Backup, folder: Path) -> BackupRead:
     """
     counts = dict[str, tuple[int, int]]()  # tables and rows of each database
     aside = folder / "database"
-    for path, database in _laid_out(archive, backup.files, lambda path: aside if _is_database(path) else None):
+    databases = {path for path in backup.files if path == _WAREHOUSE or re.fullmatch(r"dagster/.*\.db", path)}
+    for path, database in _laid_out(archive, backup.files, lambda path: aside if path in databases else None):
         try:
             if path == _WAREHOUSE:
                 counts[path], named = _count_rows(aside, Home(folder))
@@ -315,10 +317,6 @@ def _aside(home: Home, path: str) -> Path:
     return target.with_name(f".{target.name}.restored")
 
 
-def _is_database(path: str) -> bool:
-    return path == _WAREHOUSE or (path.startswith("dagster/") and path.endswith(".db"))
-
-
 def _count_rows(database: Path, home: Home) -> tuple[tuple[int, int], Collection[Path]]:
     """Tables and rows of a copy of the warehouse, rows in files too, and the files of a home that it names."""
     with closing(attach(database, read_only=True)) as opened:
@@ -336,3 +334,34 @@ def _count_records(database: Path) -> tuple[int, int]:
             raise sqlite3.DatabaseError(problems[0])
         names = [name for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return len(names), sum(con.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for name in names)
+
+
+def damaged_files(pipeline: Pipeline, state: State) -> Iterator[IntegrityError]:
+    """Read every feature file and every bundle that serves; gives an error for each that is not as recorded.
+
+    A file may be missing of a partition that is not scored, which builds it again, or no longer declared, whose file `gc` removes.
+    """
+    for key, build in {**state.features, **state.seen.lost}.items():
+        is_needed = key in state.scores and _is_declared(pipeline, key)
+        if is_needed or pipeline.history.file(build).exists():
+            try:
+                pipeline.history.require_unchanged(build)
+            except IntegrityError as error:
+                yield error
+    registry = state.registry
+    challengers = ((name, registry.named(version)) for version, name in registry.challengers.items())
+    serving = [stretch.version for stretch in registry.timeline.stretches]
+    serving += filter(None, (registry.challenger_at(name, version.serving_start) for name, version in challengers))
+    for name, sha256 in {version.version: version.sha256 for version in serving}.items():
+        try:
+            require_unchanged(pipeline.home.bundle(registry.pipeline, name), sha256)
+        except IntegrityError as error:
+            yield error
+
+
+def _is_declared(pipeline: Pipeline, key: str) -> bool:
+    try:
+        pipeline.spec.partitions.calendar.named(key)
+    except WrongUseError:
+        return False
+    return True

@@ -1,11 +1,15 @@
-"""Find what lies in a home although nothing refers to it any more, and remove it.
+"""Remove for good: what nothing refers to any more, what is older than its retention, and partitions or pipelines that somebody drops.
 
-Nothing that serves, scored, challenges or may still be promoted is touched, nor anything that a live run may be about to
+Nothing that serves, scored, challenges or may still be promoted is garbage, nor anything that a live run may be about to
 record: what no ledger knows must be a day old. The disk is read and cleaned without the warehouse lock; what to remove is
 checked again under the lock. Follows no link, and reads no clock.
+
+The rows of a dropped partition and the entry that says so are one transaction. The rest follows it and can be done any number of
+times, so the same call completes a drop that was killed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,21 +18,30 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.errors import WarehouseError, WrongUseError
-from batch_platform.declaration.retention import RetentionKind
+from batch_platform.declaration.operating import RetentionKind
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.models.registry import Promotion, Registry, Version, read_registry, record_decisions
 from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.retention import expired
-from batch_platform.warehouse.compacting import leave_mark, require_wiped
+from batch_platform.planning.retention import expired
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import delete_rows, old_rows
+from batch_platform.warehouse.deletion import (
+    HeldPipeline,
+    delete_rows,
+    drop_pipeline,
+    drop_rows,
+    held_pipelines,
+    held_rows,
+    leave_mark,
+    old_rows,
+    require_wiped,
+)
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest
-from batch_platform.warehouse.published import reading_ledgers
-from batch_platform.warehouse.staging import left_behind, sweep
+from batch_platform.warehouse.lock import left_behind, sweep
+from batch_platform.warehouse.published import publish, reading_ledgers
 
 UNRECORDED_FOR = timedelta(days=1)
 _SCORED = f"SELECT DISTINCT model_version FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline"
@@ -77,9 +90,7 @@ def find_garbage(
 
     Versions that were never promoted are kept unless they are older than `trained_before`, since somebody may still promote
     them. In a home that may only be read, the ledgers are those of the published copy.
-
-    Raises:
-        WarehouseError: Files are older than the ledgers, which then belong to another home and know nothing of them.
+    Raises WarehouseError if files are older than the ledgers, which then belong to another home and know nothing of them.
     """
     garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
     with reading_ledgers(home) as con:
@@ -89,16 +100,11 @@ def find_garbage(
         pinned = {challenger.version for challenger in spec.challengers if challenger.version}
         garbage += _bundles(home, referred.registry, referred.scored | pinned, now, trained_before)
         garbage += _features(home, spec, referred.builds, now)
-    _require_older_ledgers(home, garbage, began)
-    return garbage
-
-
-def _require_older_ledgers(home: Home, garbage: Sequence[Garbage], began: datetime) -> None:
     unknown = [item.path for item in garbage if item.pipeline and not item.version]
-    older = [path for path in unknown if path.lstat().st_mtime < began.timestamp()]
-    if older:
+    if older := [path for path in unknown if path.lstat().st_mtime < began.timestamp()]:
         msg = f"{home.warehouse} was created after {older[0]} was written, so it cannot know what {home.root} held before."
         raise WarehouseError(msg, hint="put the warehouse that belongs to these files back; nothing was removed.")
+    return garbage
 
 
 def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list[Garbage]:
@@ -106,9 +112,7 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list
 
     The check and the record that versions are removed are one transaction: a version promoted before it stays, and a version
     cannot be promoted after it.
-
-    Raises:
-        WarehouseBusyError: Another process held the warehouse for too long; nothing is removed.
+    After a WarehouseBusyError nothing is removed.
     """
     removable = list(garbage)
     if pipelines := {item.pipeline for item in garbage if item.pipeline}:
@@ -143,10 +147,8 @@ class OldRows:
 def remove_old_rows(pipeline: Pipeline, stamp: Stamp, *, dry_run: bool = False) -> list[OldRows]:
     """Remove what is older than its declared retention at `stamp.at`; with `dry_run`, only say what that is.
 
-    The ledger of evaluations and the metrics of months and quarters stay.
-
-    Raises:
-        WarehouseError: The rows are removed, but their bytes could not be.
+    The ledger of evaluations and the metrics of months and quarters stay. Raises WarehouseError if the rows are removed, but
+    their bytes could not be.
     """
     name, home, removed = pipeline.spec.name, pipeline.home, list[OldRows]()
     old = expired(pipeline.spec, pipeline.state(), stamp.at) if pipeline.spec.retention else {}
@@ -248,3 +250,66 @@ def _untouched_since(path: Path, before: datetime) -> bool:
 def _size(path: Path) -> int:
     files = [path] if not path.is_dir() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@dataclass(frozen=True)
+class HeldPartitions:
+    """Rows and files of a home that belong to some partitions."""
+
+    partitions: list[str]  # keys of the partitions with rows or files, in order
+    rows: dict[str, int]  # number of rows by table
+    files: list[Path]  # feature files, those of earlier builds too
+    size: int  # bytes of the files
+
+
+def held_partitions(pipeline: Pipeline, partition_keys: Collection[str]) -> HeldPartitions:
+    """Say what there is to delete of some partitions."""
+    with pipeline.warehouse.open() as con:
+        held = held_rows(con, pipeline.spec.name, partition_keys)
+    files = _files(pipeline, partition_keys)
+    keys = {key for counts in held.values() for key in counts} | {partition_of(file.name) for file in files}
+    rows = {table: sum(counts.values()) for table, counts in held.items()}
+    return HeldPartitions(sorted(keys), rows, files, sum(file.stat().st_size for file in files))
+
+
+def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: str, stamp: Stamp) -> None:
+    """Delete partitions for good; those of which the warehouse holds nothing get no entry.
+
+    They are not made again before somebody names them, and no model learns from them any more.
+    """
+    name, files = pipeline.spec.name, _files(pipeline, partition_keys)
+    with pipeline.warehouse.transaction() as con:
+        leave_mark(pipeline.home, name, [file.name for file in files])
+        drop_rows(con, name, partition_keys, actor, stamp)
+    for file in (*files, *left_aside(pipeline.home.features(name))):  # what killed builds left may hold the rows too
+        remove_unlocked(file)
+    pipeline.conclude(stamp.now())
+    require_wiped(pipeline.home)
+
+
+def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:
+    """The pipelines in a home that are not declared, by name."""
+    with reading_ledgers(home) as con:
+        return {name: held for name, held in held_pipelines(con).items() if name not in declared}
+
+
+def drop_pipelines(home: Home, names: Collection[str]) -> None:
+    """Remove pipelines from a home for good: features, bundles, tables and ledgers; the same call completes a killed one."""
+    if not names:
+        return
+    with Warehouse(home).transaction() as con:
+        leave_mark(home)
+        for name in names:
+            for folder in (home.features(name), home.bundles(name)):
+                home.clear(folder)
+            with suppress(OSError):  # files of tables stay until no published copy names them
+                home.features(name).parent.rmdir()
+            drop_pipeline(con, name)
+    publish(home)
+    require_wiped(home)
+
+
+def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:
+    folder = pipeline.home.features(pipeline.spec.name)
+    files = sorted(filter(pipeline.home.knows, folder.iterdir())) if folder.is_dir() else []
+    return [file for file in files if not file.name.startswith(".") and partition_of(file.name) in partition_keys]

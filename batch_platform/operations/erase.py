@@ -2,7 +2,7 @@
 
 What the ledgers say of a partition is changed with its rows in one transaction, so that no partition is stale afterwards:
 the hash of its feature file, which is written anew, and the counts. The rest follows the transaction, and the next
-publication completes it if the process is killed; see `compacting`. Receivers get their partitions once more.
+publication completes it if the process is killed; see `warehouse.deletion`. Receivers get their partitions once more.
 """
 
 import json
@@ -20,13 +20,26 @@ from batch_platform.delivery.ledger import TABLE as DELIVERIES
 from batch_platform.features.lake import BATCH_ROWS, FileWriter, left_aside, of_full_size, remove_unlocked
 from batch_platform.monitoring.measures.challengers import RUNS
 from batch_platform.monitoring.measures.performance import OUTCOMES
-from batch_platform.operations.remains import remains_of, texts_of
-from batch_platform.operations.subjects import FoundRows, HeldSubject, SubjectRows, find_rows, read_file
+from batch_platform.operations.subjects import (
+    FoundRows,
+    HeldSubject,
+    SubjectRows,
+    find_rows,
+    remains_of,
+    texts_of,
+)
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import undelivered
-from batch_platform.warehouse.compacting import leave_mark, require_wiped
-from batch_platform.warehouse.erasures import ErasedSubjects, Erasure, read_erasures, record_erasure, subject_hash
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.warehouse.deletion import (
+    ErasedSubjects,
+    Erasure,
+    leave_mark,
+    read_erasures,
+    record_erasure,
+    require_wiped,
+    subject_hash,
+)
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.ledger import (
     LEDGERS,
@@ -37,8 +50,8 @@ from batch_platform.warehouse.ledger import (
     journal,
     read_latest,
 )
-from batch_platform.warehouse.sql import has_table, literal, quoted
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
+from batch_platform.warehouse.sql import has_table, literal, quoted, read_file
 from batch_platform.warehouse.tables_in_files import (
     CHALLENGER_SCORES,
     PREDICTIONS,

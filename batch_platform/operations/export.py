@@ -82,9 +82,7 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path, *, for_s
     """Write the rows of a SELECT to a file of one of FORMATS, which is complete or absent; returns their number.
 
     Texts are written as they are. `for_spreadsheet` puts an apostrophe before those in a CSV file that spreadsheets would run.
-
-    Raises:
-        BatchPlatformError: The file cannot be written.
+    Raises BatchPlatformError if the file cannot be written.
     """
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
@@ -159,11 +157,7 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
 
 
 def scored_file(home: Home, run: ScoreRun) -> Path:
-    """The feature file that a partition was scored from, once every byte of it is checked.
-
-    Raises:
-        IntegrityError: It is gone or changed.
-    """
+    """The feature file that a partition was scored from, once every byte of it is checked; raises IntegrityError if it is gone or changed."""
     name, key = run.pipeline, run.partition_key
     path = home.feature_file(name, key, run.input_hash)
     if not path.is_file():

@@ -1,15 +1,24 @@
-"""The search for a subject, such as a customer: which files and tables of a home hold rows of it, and how many.
+"""The search for a subject, such as a customer, and for what an erasure of it leaves.
 
 A subject is named by columns of the key or kept columns, which every feature file has. Tables that lack them, such as that of
 the outcomes, are searched for the keys of its rows.
+
+Tables with rows lose those of the subject. Others are made from many rows, and may name a text that only the subject had, such as
+a category that a model was trained on. So tables, bundles, reports and records are searched for texts of the erased rows that no other
+row has. Numbers, texts of a few characters and what lies in compressed files are not looked for.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import duckdb
 import polars as pl
@@ -25,9 +34,18 @@ from batch_platform.scoring.rejected_rows import rows_as_json
 from batch_platform.warehouse.descriptions import tables_of_pipelines
 from batch_platform.warehouse.failures import FAILURES
 from batch_platform.warehouse.home import feature_file_name, partition_of
-from batch_platform.warehouse.instance import in_memory
-from batch_platform.warehouse.ledger import FeatureBuild, read_records
-from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, read_records
+from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.sql import (
+    has_table,
+    in_memory,
+    json_pointer,
+    literal,
+    quoted,
+    read_file,
+    table_columns,
+    tables,
+)
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, TABLES_IN_FILES, PublishedFile, TableInFiles
 
 FEATURES = "features"
@@ -130,7 +148,7 @@ class SubjectRows:
                 conditions += [mentions.format(at) for at in range(len(values))]
             elif {"key", "row"} <= columns & own.keys():
                 texts = [
-                    f"json_extract_string(row, {literal(_pointer(column))}) = $value{at}"
+                    f"json_extract_string(row, {literal(json_pointer(column))}) = $value{at}"
                     for at, column in enumerate(values)
                 ]
                 conditions += [
@@ -221,11 +239,6 @@ class SubjectRows:
         return HeldSubject({table: count for table, count in rows.items() if count}, sorted(keys), seen, receivers)
 
 
-def read_file(path: Path) -> str:
-    """A Parquet file as SQL after FROM; no folder of its path is taken for a column."""
-    return f"read_parquet({literal(str(path))}, hive_partitioning = false)"
-
-
 def same(columns: Iterable[str]) -> str:
     """The SQL condition that columns have the values that `bound` gives, as text."""
     return " AND ".join(f"CAST({quoted(name)} AS VARCHAR) = $value{at}" for at, name in enumerate(columns))
@@ -236,5 +249,136 @@ def bound(values: Mapping[str, str]) -> dict[str, str]:
     return {f"value{at}": text for at, text in enumerate(values.values())}
 
 
-def _pointer(column: str) -> str:
-    return "/" + column.replace("~", "~0").replace("/", "~1")
+_SHORTEST = 4  # characters of a text that is looked for
+_CHUNK = 8 * 2**20  # bytes of a file that are read at a time
+_ROWS = 10_000  # of a table that are read at a time
+_WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")  # in UTF-8, every byte of a letter beyond ASCII is of the word
+_RECORDS = ("erasures", "changes")  # tables that hold no value of a row
+
+
+def texts_of(pipeline: Pipeline, matches: FoundRows) -> set[str]:
+    """The texts in the rows of a subject, and the values that name it, unless these are numbers."""
+    texts = {value for value in matches.values.values() if not _is_number(value)}
+    for name in matches.files:
+        path = pipeline.home.features(pipeline.spec.name) / name
+        with in_memory() as con:
+            try:
+                selected = ", ".join(map(quoted, _text_columns(path)))
+                query = f"SELECT {selected} FROM {read_file(path)} WHERE {same(matches.values)}"
+                rows = con.sql(query, params=bound(matches.values)).pl() if selected else pl.DataFrame()
+            except (duckdb.Error, OSError):  # a damaged file that no build needs
+                continue
+        texts |= {text for column in rows.get_columns() for text in column.drop_nulls().to_list()}
+    return {text for text in texts if len(text) >= _SHORTEST}
+
+
+def remains_of(pipeline: Pipeline, texts: Collection[str]) -> list[str]:
+    """The tables and files of a pipeline that still hold some texts which no row of its features has any more, by name."""
+    if not (texts := set(texts) - _held_by_others(pipeline, texts)):
+        return []
+    search = TextSearch.for_texts(texts)
+    return [*_tables_with(pipeline, search), *_files_with(pipeline, search)]
+
+
+@dataclass(frozen=True)
+class TextSearch:
+    """A search for any of many texts, as whole words; its time depends on what is searched, not on the number of texts."""
+
+    forms: AbstractSet[bytes]  # each begins and ends with a word
+    lengths: Mapping[bytes, AbstractSet[int]]  # lengths of the forms, by their first word
+    longest: int
+
+    @classmethod
+    def for_texts(cls, texts: Iterable[str]) -> Self:
+        """Prepare the search for texts, each as it is and as JSON writes it. Texts without a letter or digit are left out."""
+        lengths, forms = defaultdict[bytes, set[int]](set), set[bytes]()
+        for form in (form for text in texts for form in _forms(text)):
+            if words := list(_WORD.finditer(form)):
+                trimmed = form[words[0].start() : words[-1].end()]
+                forms.add(trimmed)
+                lengths[words[0].group()].add(len(trimmed))
+        return cls(forms, dict(lengths), max(map(len, forms), default=0))
+
+    def matches(self, content: bytes) -> bool:
+        """Say whether some bytes hold a text."""
+        if self.lengths.keys().isdisjoint(_WORD.findall(content)):
+            return False
+        for word in _WORD.finditer(content):
+            for length in self.lengths.get(word.group(), ()):
+                end = word.start() + length
+                if content[word.start() : end] in self.forms and _WORD.match(content, end) is None:
+                    return True
+        return False
+
+    def matches_file(self, path: Path) -> bool:
+        """Say whether a file holds a text."""
+        with path.open("rb") as file:
+            before = b""
+            while content := file.read(_CHUNK):
+                if self.matches(before + content):
+                    return True
+                before = (before + content)[-self.longest - 1 :]
+        return False
+
+
+def _held_by_others(pipeline: Pipeline, texts: Collection[str]) -> set[str]:
+    """The texts that rows of feature files have."""
+    held = set[str]()
+    with in_memory() as con:
+        con.register("searched", pl.DataFrame({"text": sorted(texts)}, schema={"text": pl.String}))
+        for path in sorted(pipeline.home.features(pipeline.spec.name).glob("[!.]*.parquet")):
+            for column in _text_columns(path):
+                query = f"SELECT text FROM searched WHERE text IN (SELECT {quoted(column)} FROM {read_file(path)})"
+                held |= {text for (text,) in con.execute(query).fetchall()}
+    return held
+
+
+def _tables_with(pipeline: Pipeline, search: TextSearch) -> Iterator[str]:
+    """The published tables that are made from many rows and hold a text."""
+    name, key = pipeline.spec.name, {*pipeline.spec.features.key}
+    with open_published(pipeline.home) as con:
+        for schema, table in tables(con):
+            columns = dict(table_columns(con, schema, table))
+            if schema not in (name, LEDGERS_SCHEMA) or table in _RECORDS:
+                continue
+            if key <= columns.keys() or {"key", "row"} <= columns.keys():
+                continue
+            own = " WHERE pipeline = $pipeline" if schema == LEDGERS_SCHEMA and "pipeline" in columns else ""
+            searched = [quoted(column) for column, type_ in columns.items() if "VARCHAR" in type_]
+            if not searched:
+                continue
+            text = f"concat_ws(' ', {', '.join(f'CAST({column} AS VARCHAR)' for column in searched)})"
+            rows = con.execute(
+                f"SELECT {text} FROM {quoted(schema)}.{quoted(table)}{own}", {"pipeline": name} if own else {}
+            )
+            while some := rows.fetchmany(_ROWS):
+                if search.matches("\n".join(text for (text,) in some).encode()):
+                    yield f"{schema}.{table}"
+                    break
+
+
+def _files_with(pipeline: Pipeline, search: TextSearch) -> Iterator[str]:
+    """The files of bundles, reports and Dagster's records that hold a text, as paths in the home."""
+    home = pipeline.home
+    for folder in (home.bundles(pipeline.spec.name), home.reports(pipeline.spec.name), home.dagster):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink() and search.matches_file(path):
+                yield path.relative_to(home.root).as_posix()
+
+
+def _forms(text: str) -> set[bytes]:
+    """A text as it is and as JSON writes it."""
+    return {form.encode() for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])}
+
+
+def _text_columns(path: Path) -> list[str]:
+    schema = pq.read_schema(path)
+    return [field.name for field in schema if str(field.type) in ("string", "large_string")]
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

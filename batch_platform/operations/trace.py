@@ -8,7 +8,7 @@ the columns read from it. Reads the published copy, and the sources as they are 
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -28,22 +28,21 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
-from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.origins import Lineage
 from batch_platform.features.row_checks import instants
 from batch_platform.kernels.forest.ensembles import NotCompilableError
 from batch_platform.models.bundle import OpenVersion
-from batch_platform.models.refinements.explained import explainer_of
-from batch_platform.models.refinements.reasons import REASONS, explained_outputs, reasons_of
+from batch_platform.models.refinements.reasons import REASONS, explained_outputs, explainer_of, reasons_of
 from batch_platform.models.refinements.refinement import model_of
 from batch_platform.models.registry import Version, has_seen, read_registry
 from batch_platform.operations.export import scored_file
-from batch_platform.operations.untraced import untraced
+from batch_platform.planning.trainings import first_served
 from batch_platform.sources.opening import SourceConnection
+from batch_platform.warehouse.deletion import read_erasures, subject_hash
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import in_memory, json_pointer, quoted, read_file
 
 MOST_ROWS, MOST_REASONS = 20, 10
 PARTITION = "partition"  # beside the columns of a key
@@ -172,7 +171,7 @@ def trace(
     with reading_published(home) as con:
         rows = _rows(con, spec, key, only)
         if not rows:
-            raise untraced(con, home, spec, key, only)
+            raise _untraced(con, home, spec, key, only)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
     traces: list[Trace] = []
@@ -228,7 +227,7 @@ def _rows(
             bound[f"value{at}"] = _with_zone(value, spec) if dtype == "TIMESTAMP WITH TIME ZONE" else value
             column = quoted(name)
             if outcome == "rejected":
-                bound[f"path{at}"] = "/" + name.replace("~", "~0").replace("/", "~1")  # a JSON pointer
+                bound[f"path{at}"] = json_pointer(name)
                 column = f"json_extract_string(key, $path{at})"
             same = f"TRY_CAST({column} AS {dtype}) = TRY_CAST($value{at} AS {dtype})"
             conditions.append(f"(CAST({column} AS VARCHAR) = $value{at} OR {same})")
@@ -278,7 +277,7 @@ def _scored_row(home: Home, run: ScoreRun, key: Mapping[str, Any]) -> pl.DataFra
         return None
     same = " AND ".join(f"{quoted(column)} = ${at}" for at, column in enumerate(key, start=1))
     with in_memory() as con:
-        query = f"FROM read_parquet({literal(str(path))}, hive_partitioning = false) WHERE {same} LIMIT 1"
+        query = f"FROM {read_file(path)} WHERE {same} LIMIT 1"
         return con.sql(query, params=[*key.values()]).pl()
 
 
@@ -437,3 +436,59 @@ def _rows_of_key(
     query = f"SELECT {', '.join(map(quoted, wanted))} {where} LIMIT {MOST_ROWS}"
     rows = con.duckdb.execute(query, bound).fetchall()
     return int(count), tuple(dict(zip(wanted, row, strict=True)) for row in rows)
+
+
+def _untraced(
+    con: duckdb.DuckDBPyConnection, home: Home, spec: PipelineSpec, key: Mapping[str, str], only: str | None
+) -> DataError:
+    """The error for a key of which no row is scored or rejected, in one partition `only` or in any."""
+    name, row = spec.name, _named(key if only is None else {**key, "partition": only})
+    unscored = _unscored(con, home, spec, key)
+    if unscored is not None and only in (None, unscored.key):
+        first = first_served(spec, read_registry(con, name))
+        msg = f"{name}, partition {unscored.key}: the row with {row} is not scored."
+        if first is not None and unscored.start < first.start:
+            msg = f"{msg} It is warm-up, which models only learn from: the first model serves from {first.key}."
+        hint = f"batch-platform status {name} shows which partitions are scored, and why others are not."
+        return DataError(msg, hint=hint)
+    others = set[str]()
+    for erasure in read_erasures(con, name):
+        columns = json.loads(erasure.columns)
+        if not {*columns} <= {*key}:
+            others |= {*columns} - {*key}
+        elif subject_hash(home, subject := {column: key[column] for column in columns}) == erasure.subject:
+            at = f"{erasure.erased_at:%Y-%m-%d %H:%M:%S} UTC"
+            msg = f"{name}: what had {_named(subject)} was erased at {at} by {erasure.actor}; no row is left."
+            hint = f"in batch_platform.erasures, run_id '{erasure.run_id}' tells how many rows of which tables it had."
+            return DataError(msg, hint=hint)
+    msg = f"{name}: no scored or rejected row has {row}."
+    if others:
+        msg += f" Rows were erased by {listed(others)}; if this was one of them, nothing tells it any more."
+    hint = (
+        f"batch-platform status {name} shows which partitions are scored; batch-platform run {name} --recheck finds rows "
+        "that came later than `late` says."
+    )
+    return DataError(msg, hint=hint)
+
+
+def _named(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{column}={value}" for column, value in values.items())
+
+
+def _unscored(
+    con: duckdb.DuckDBPyConnection, home: Home, spec: PipelineSpec, key: Mapping[str, str]
+) -> Partition | None:
+    """The first partition that is not scored and whose features hold a row with these values of the key; None without one."""
+    scored, calendar = read_latest(con, ScoreRun, spec.name), spec.partitions.calendar
+    same = (
+        " AND ".join(f"CAST({quoted(column)} AS VARCHAR) = ${at}" for at, column in enumerate(key, start=1)) or "true"
+    )
+    with in_memory() as features, suppress(WrongUseError):  # a partition that is no longer declared
+        for name, build in sorted(read_latest(con, FeatureBuild, spec.name).items()):
+            path = home.feature_file(spec.name, name, build.sha256)
+            if name in scored or not path.is_file():
+                continue
+            rows = f"FROM {read_file(path)} WHERE {same} LIMIT 1"
+            if features.execute(rows, [*key.values()]).fetchone():
+                return calendar.named(name)
+    return None

@@ -17,8 +17,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Version, read_registry
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.metrics import default_metric
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.backtest_comparison import Comparison, TestedPartition
 from batch_platform.pipeline.backtest_models import (
     BacktestModel,
@@ -33,12 +33,11 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.partition import Watch
 from batch_platform.scoring.run import BundleOf, Due, orders_of, staged_whole
 from batch_platform.warehouse.database import Warehouse, require_none_erased
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import ScoreRun, as_record, create_table, insert, note_partitions, read_latest
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import literal
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.sql import in_memory, literal
 
 BACKTESTS, SCORES = BACKTEST_TABLES
 
@@ -140,7 +139,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
                     file.unlink()
         metric = spec.model.promote.metric or default_metric(next(iter(versions.values())).task)
         result = Backtested(tested, versions, model.version is not None, run.verdict(metric))
-        _commit(pipeline.warehouse, spec.name, result, stamp, kept, since=state.newest_change)
+        _commit(pipeline.warehouse, spec.name, result, stamp, kept, since=state.records.newest_change)
     pipeline.publish()
     return result
 

@@ -11,20 +11,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, has_seen
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.measures.performance import labelled_outcomes, performance_of, with_unit
 from batch_platform.monitoring.metrics import METRICS, known_to
-from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, prediction_columns
-from batch_platform.monitoring.units import UnitRule
-from batch_platform.monitoring.verdict import Verdict
+from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes, UnitRule, prediction_columns
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.scored_rows import committed_predictions, encoded_features, segments_of
 from batch_platform.scoring.partition import Staged
@@ -69,7 +67,7 @@ class Comparison:
     def tested(self, partition: Partition, staged: Staged, *, registered: bool) -> TestedPartition:
         """Measure a partition that was scored."""
         spec, version, run = self.pipeline.spec, self.versions[partition.key], self.runs.get(partition.key)
-        known_from, counts, notes = matures(spec, partition), staged.counts, list[str]()
+        known_from, counts, notes = spec.periods.matures(partition), staged.counts, list[str]()
         rows_measured, metrics, of_production = 0, dict[str, float](), dict[str, float]()
         if known_from > self.stamp.at:
             notes.append(f"its labels are not known before {known_from:%Y-%m-%d %H:%M} UTC")

@@ -9,18 +9,17 @@ from typing import Any
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.notation import check_dotted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import can_train, serving_periods, training_window
 from batch_platform.features.history import materialize_hint
 from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.training import Training
+from batch_platform.planning.state import State
 from batch_platform.scoring.partition import BundleFolder
 
 
@@ -49,7 +48,7 @@ def train_models(  # noqa: PLR0913 - what is trained, and where
 ) -> dict[str, Version]:
     """The trained versions by partition key: one per serving period, each from what was known at its start."""
     model, periods = pipeline.spec.model, _periods(pipeline.spec, partitions, stamp)
-    windows = [training_window(pipeline.spec, period.start, state.dropped) for period in set(periods.values())]
+    windows = [pipeline.spec.periods.window(period.start, state.dropped) for period in set(periods.values())]
     require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
@@ -81,7 +80,7 @@ def _periods(spec: PipelineSpec, partitions: Sequence[Partition], stamp: Stamp) 
         first = partitions[0]
         begun = [Partition(key=first.key, start=first.start, end=first.start)] if _can_serve(spec, first) else []
     else:
-        begun = serving_periods(spec, stamp.at)
+        begun = spec.periods.begun(stamp.at)
     periods = {partition.key: period for partition in partitions for period in begun if period.start <= partition.start}
     if early := [partition.key for partition in partitions if partition.key not in periods]:
         due = spec.partitions.calendar.due(stamp.at)
@@ -95,7 +94,7 @@ def _periods(spec: PipelineSpec, partitions: Sequence[Partition], stamp: Stamp) 
 
 
 def _can_serve(spec: PipelineSpec, partition: Partition) -> bool:
-    return can_train(spec, training_window(spec, partition.start))
+    return spec.periods.can_train(spec.periods.window(partition.start))
 
 
 def require_features(
@@ -106,7 +105,7 @@ def require_features(
     missing = [key for key in keys if key not in state.features]
     what = "not built, or their file has changed"
     if as_declared and not missing:
-        missing = [key for key in keys if state.features[key].code_version != state.features_code_version]
+        missing = [key for key in keys if state.features[key].code_version != state.declared.features_version]
         what = "built by an earlier version of the SQL"
     if missing:
         msg = f"{name}: the features of {listed(missing)} are {what}; a backtest builds no features."

@@ -4,21 +4,24 @@ import json
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from batch_platform.declaration.calendar import FIRST_YEAR, LAST_YEAR, Partition
 from batch_platform.declaration.errors import OvertakenError, SourceError, counted, memory_explained
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
 from batch_platform.features.history import History
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
-from batch_platform.pipeline.state import State, features_due
-from batch_platform.pipeline.wanted import require_takeable
+from batch_platform.planning.artifacts import features_due, with_snapshots_over
+from batch_platform.planning.request import require_takeable
+from batch_platform.planning.state import State
 from batch_platform.scoring.run import in_groups
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class Built:
 
 # The partitions of assets that a partition reads and that were never materialized, by source.
 Absent = Callable[[Partition], Mapping[str, Collection[str]]]
+
+
+def state_to_build(
+    spec: PipelineSpec,
+    read: Callable[..., State],
+    partitions: Sequence[Partition],
+    now: datetime,
+    *,
+    force: bool,
+) -> State:
+    """The state by which partitions are built: compared with all sources, however old, if some may be up to date."""
+    state = with_snapshots_over(spec, read(), now)
+    if not force and any(features_due(state, partition) is None for partition in partitions):
+        state = with_snapshots_over(spec, read(recheck=True), now)
+    return state
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class FeatureStep:
         due = {partition.key for partition in partitions if self.force or features_due(state, partition) is not None}
         require_takeable(spec, [partition for partition in partitions if partition.key in due], stamp.at)
         with (
-            setting_apart(spec, self.warehouse, state.declared, "features", stamp, len(partitions)) as apart,
+            setting_apart(spec, self.warehouse, state.declared.text, "features", stamp, len(partitions)) as apart,
             staging_folder(self.history.home, stamp.run_id) as folder,
             closing(self._builds(partitions, due, apart, folder / "spill")) as builds,
         ):
@@ -65,7 +83,7 @@ class FeatureStep:
 
     def _record(self, group: list[Built]) -> list[Built]:
         try:
-            self.warehouse.record_features([built.build for built in group], since=self.state.newest_change)
+            self.warehouse.record_features([built.build for built in group], since=self.state.records.newest_change)
         except OvertakenError:  # the files may hold what was erased
             history = self.history
             recorded = map(history.file, self.warehouse.latest(FeatureBuild, history.spec.name).values())
@@ -83,10 +101,10 @@ class FeatureStep:
         """
         taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
         ahead = [partition for partition in partitions if partition.key in due]
-        leave_out = None if self.state.erased is None else self.state.erased.without
+        leave_out = None if self.state.records.erased is None else self.state.records.erased.without
         with self.history.builder.session(spill=spill, ahead=ahead, leave_out=leave_out) as session:
             for partition in partitions:
-                if partition.key in self.state.gone:
+                if partition.key in self.state.seen.gone:
                     builder = self.history.builder
                     builder.sources.require_reachable(partition, builder.feature_sources)
                 if partition.key not in due:
@@ -104,7 +122,7 @@ class FeatureStep:
 
     def _require_sources(self, partition: Partition) -> None:
         """Refuse to build from nothing what was built from rows, and from assets that lack a partition; raises SourceError."""
-        if (reason := self.state.gone.get(partition.key)) is not None:
+        if (reason := self.state.seen.gone.get(partition.key)) is not None:
             name = self.history.spec.name
             msg = f"{name}, partition {partition.key}: {reason}; its features stay as they are."
             hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
@@ -116,7 +134,7 @@ class FeatureStep:
         """Take the fingerprints of the sources with the rows of many partitions."""
         sources, dated, taken = self.history.builder.sources, self.history.builder.dated, dict[str, Fingerprints]()
         for name in dated.shared:
-            held = dated.taken(name, sources.version(name, partition), self.state.fingerprints)
+            held = dated.taken(name, sources.version(name, partition), self.state.seen.fingerprints)
             if held is not None:
                 taken[name] = held
         return taken

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.notation import has_template, rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec

@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DataError, ReceiverDownError, did_you_mean, listed
+from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.delivery.known import replace_at_receiver
@@ -21,7 +21,7 @@ from batch_platform.delivery.sink import BATCH_ROWS, TABLE_OF, Target, alone
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.pipeline.shipped import FOLDER
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
@@ -61,7 +61,9 @@ class _DeliveryStep:
         """Deliver partitions, oldest first; see `deliver`."""
         publish(self.warehouse.home)
         step = asset_of(self.delivery)
-        with setting_apart(self.spec, self.warehouse, self.state.declared, step, self.stamp, len(partitions)) as apart:
+        with setting_apart(
+            self.spec, self.warehouse, self.state.declared.text, step, self.stamp, len(partitions)
+        ) as apart:
             for partition in partitions:
                 with apart.attempt(partition.key):
                     for key, error in apart.failed[-1:]:  # each try may take as long as a receiver is waited for

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import STEPS, Item, Step
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import STEPS, Item, Step
 
 MOST_TIMES = 10  # an estimate is made for at most so many times the items of the largest earlier run
 

@@ -20,9 +20,10 @@ from batch_platform.features.fingerprints import Taken, recorded_fingerprints
 from batch_platform.features.history import History
 from batch_platform.models.registry import read_registry
 from batch_platform.monitoring.catalogue import MEASURES, Subject, is_table, replace_judgements, settle_measures
-from batch_platform.monitoring.measures.challengers import ChallengerRun, read_challenger_runs
-from batch_platform.monitoring.measures.concept_drift import read_deviations
+from batch_platform.monitoring.measure import ChallengerRun
+from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.monitoring.measures.estimates import read_estimates
+from batch_platform.monitoring.measures.evaluated import read_deviations
 from batch_platform.monitoring.measures.rows import read_misplaced
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart

@@ -8,23 +8,20 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.errors import counted, listed, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import deadline, served_calendar
-from batch_platform.declaration.wording import number
 from batch_platform.models.registry import Version
-from batch_platform.monitoring.estimates import estimated_metric
-from batch_platform.monitoring.health import Aspect, Health
-from batch_platform.monitoring.measure import Judgement
+from batch_platform.monitoring.measure import Aspect, Health, Judgement
 from batch_platform.monitoring.measures.drift import DRIFT, PartitionDrift, drift_aspect
-from batch_platform.monitoring.measures.estimates import ESTIMATES, in_words
+from batch_platform.monitoring.measures.estimates import ESTIMATES, estimated_metric, in_words
 from batch_platform.monitoring.measures.health import CHAMPION_AGE, champion_age, rejected_share, volume
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.measured import Measured, newest_of
-from batch_platform.pipeline.plan import first_served
-from batch_platform.pipeline.state import State, undelivered
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.state import State
+from batch_platform.planning.trainings import first_served
 from batch_platform.warehouse.failures import Failure
 
 
@@ -88,8 +85,11 @@ def _sources(state: State, measured: Measured) -> Iterator[Aspect]:
     """The sources that are gone, and those of which nobody knows whether they changed."""
     if measured.gone:
         yield Aspect("sources", "fail", f"the source {listed(map(repr, measured.gone))} is gone")
-    if state.unread:
-        names, why = listed(map(repr, state.unread)), " ".join(error.message for error in state.unread.values())
+    if state.seen.unread:
+        names, why = (
+            listed(map(repr, state.seen.unread)),
+            " ".join(error.message for error in state.seen.unread.values()),
+        )
         text = f"it is not known whether the rows of {names} changed: {why.rstrip('.')}"
         yield Aspect("sources", "warn", text)
 
@@ -106,7 +106,7 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
         return Aspect("fresh", None, "nothing is scored yet")
     if partition is None or partition.key in state.scores:
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
-    by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)
+    by = spec.periods.deadline(partition).astimezone(spec.partitions.calendar.zone)
     last = "nothing is scored yet" if newest is None else f"the newest scored partition is {newest}"
     text = f"{partition.key} is not scored, which was expected by {by:%Y-%m-%d %H:%M}; {last}"
     return Aspect("fresh", "fail" if spec.monitoring.fresh_by else "warn", text, partition.key)
@@ -121,11 +121,11 @@ def newest_required(spec: PipelineSpec, state: State, now: datetime) -> Partitio
     if first is None:
         return None
     taken = [run.partition_start for run in state.scores.values()] if spec.partitions.snapshot else []
-    begin = max(first.start, served_calendar(spec).first_start, *taken)
+    begin = max(first.start, spec.periods.served.first_start, *taken)
     for partition in reversed(spec.partitions.calendar.due(now)):
         if partition.start < begin:
             return None
-        if partition.key not in state.dropped and deadline(spec, partition) <= now:
+        if partition.key not in state.dropped and spec.periods.deadline(partition) <= now:
             return partition
     return None
 

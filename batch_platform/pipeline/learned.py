@@ -11,7 +11,7 @@ import numpy as np
 from batch_platform.declaration.errors import IntegrityError, PublishingError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
-from batch_platform.features.sample import SEED
+from batch_platform.features.training_data import SEED
 from batch_platform.models.bundle import LEARNED_FILE, Manifest, Sampled, Window, read_manifest, write_bundle
 from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import is_classification

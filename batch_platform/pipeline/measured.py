@@ -14,7 +14,7 @@ from batch_platform.monitoring.measures.drift import DRIFT
 from batch_platform.monitoring.measures.estimates import ESTIMATES
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.usual import Past
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import reading_published
 
@@ -39,7 +39,7 @@ def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
     commits = Commits(spec, home, [state.scores[newest]], Past(spec.partitions.calendar, ()), {})
     try:
         with reading_published(home) as con:
-            values = {measure.name: measure.read_from(con, commits).get(newest) for measure in (DRIFT, ESTIMATES)}
+            values = {measure.name: measure.read(con, commits).get(newest) for measure in (DRIFT, ESTIMATES)}
             keys = [] if evaluated is None else [evaluated]
             rows = PERFORMANCE.rows(con, spec.name, keys).filter(pl.col("challenger").is_null())
             failed = read_failed_checks(con, spec)

@@ -13,8 +13,8 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import rule_in
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.predictions import rule_in
 from batch_platform.features.history import History, never_learned_from, snapshot_hashes
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.kernels.native_threads import one_thread
@@ -22,14 +22,12 @@ from batch_platform.models.bundle import read_learned, read_manifest
 from batch_platform.models.refinements.interval import INTERVAL, correlation_by_widths
 from batch_platform.models.registry import Registry, Version, is_in_sample
 from batch_platform.monitoring.catalogue import MEASURES, evaluated_measures, further_rows
-from batch_platform.monitoring.estimates import estimated_metric
-from batch_platform.monitoring.measure import Expected, Intervals, ScoredPartition
-from batch_platform.monitoring.measures.challengers import ChallengerRun
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, LOSS, RECENT, counted_deviation
-from batch_platform.monitoring.measures.estimates import EstimatedMetric
+from batch_platform.monitoring.measure import ChallengerRun, Expected, Intervals, ScoredPartition
+from batch_platform.monitoring.measures.estimates import EstimatedMetric, estimated_metric
+from batch_platform.monitoring.measures.evaluated import CONCEPT_DRIFT, LOSS, RECENT, counted_deviation
 from batch_platform.monitoring.measures.performance import PERFORMANCE
 from batch_platform.monitoring.metrics import default_metric, own_metrics
-from batch_platform.monitoring.units import UnitRule
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.pipeline.scored_rows import committed_predictions, features_as_scored, segments_of
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
@@ -52,8 +50,7 @@ class MeasuredModel:
         """The numbers of all measures, to show and to plot."""
         numbers = dict[str, float]()
         for name, rows in self.tables.items():
-            if (numbers_of := MEASURES[name].numbers) is not None:
-                numbers |= numbers_of(rows)
+            numbers |= MEASURES[name].numbers(rows)
         return numbers
 
     @property
@@ -132,9 +129,7 @@ class Measuring:
             not_given=[name for name, rule in spec.features.columns.items() if not rule.feature],
         )
         with one_thread():
-            tables = {
-                name: measure.compute(scored) for name, measure in evaluated_measures(spec).items() if measure.compute
-            }
+            tables = {name: measure.compute(scored) for name, measure in evaluated_measures(spec).items()}
             beside = {} if labels is None or challenger else further_rows(scored)
         if challenger is None:
             self.deviations.pop(partition.key, None)

@@ -9,7 +9,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.declared_model import is_classification
 from batch_platform.models.registry import Promotion, Version
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 
 _NUMBERS = "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT FLOAT DOUBLE"
 _CLASSES = {  # the keys are types of labels in DuckDB

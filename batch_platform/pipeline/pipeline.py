@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.spec import PipelineSpec
@@ -21,19 +21,22 @@ from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Promotion, Version, read_registry, record_decisions
-from batch_platform.pipeline.build import Absent, Built, FeatureStep
+from batch_platform.pipeline.build import Absent, Built, FeatureStep, state_to_build
 from batch_platform.pipeline.evaluate import Evaluated, EvaluationStep
-from batch_platform.pipeline.keeping import StateKeeper
-from batch_platform.pipeline.plan import Plan, awaited_labels
 from batch_platform.pipeline.score import ScoringStep
-from batch_platform.pipeline.state import State, checked, features_due, with_snapshots_over
+from batch_platform.pipeline.state_keeper import StateKeeper
 from batch_platform.pipeline.train import Trained, TrainedChallenger, TrainingStep
+from batch_platform.planning.holds import awaited_labels
+from batch_platform.planning.state import State, checked
 from batch_platform.scoring.partition import BundleFolder, Watch
 from batch_platform.scoring.run import Committed
 from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
+
+if TYPE_CHECKING:
+    from batch_platform.planning.plan import Plan
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
 
@@ -111,7 +114,7 @@ class Pipeline:
         """The same without a look at any file: every file is taken to be as recorded."""
         return self._keeper.published()
 
-    def conclude(self, now: datetime) -> tuple[State, Plan]:
+    def conclude(self, now: datetime) -> "tuple[State, Plan]":
         """End a step: bring `partition_status` and the published copy up to date; returns the state and the plan for it."""
         return self._keeper.conclude(self.state(), now)
 
@@ -132,12 +135,9 @@ class Pipeline:
             SourceError: A source cannot be read, or the SQL fails.
             DataError: Keys are not unique, or a time is null or outside its partition.
         """
-        if not partitions:
-            return
-        state = with_snapshots_over(self.spec, self.state(), stamp.at)
-        if not force and any(features_due(state, partition) is None for partition in partitions):
-            state = with_snapshots_over(self.spec, self.state(recheck=True), stamp.at)
-        yield from FeatureStep(self.history, self.warehouse, state, stamp, force, absent).recorded(partitions)
+        if partitions:
+            state = state_to_build(self.spec, self.state, partitions, stamp.at, force=force)
+            yield from FeatureStep(self.history, self.warehouse, state, stamp, force, absent).recorded(partitions)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.

@@ -14,8 +14,8 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.measured_model import MeasuredModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
+from batch_platform.planning.state import State
 from batch_platform.scoring.run import Committed, read_committed
 from batch_platform.warehouse.published import reading_published
 

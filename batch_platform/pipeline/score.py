@@ -13,14 +13,14 @@ from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version, read_registry
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.set_apart import setting_apart
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.partition import Watch
 from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, challengers_of, read_committed
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.dropping import drop_scores
+from batch_platform.warehouse.deletion import drop_scores
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 BACKTEST_TABLES = ("backtests", "backtest_scores")  # tables of `backtest`, which says how a model would have done
 
@@ -48,7 +48,7 @@ class ScoringStep:
         with (
             staging_folder(self.history.home, stamp.run_id) as folder,
             make_engine(spec, folder, stamp, watch=watch, bundles=self.bundles) as engine,
-            setting_apart(spec, self.warehouse, state.declared, "predictions", stamp, len(partitions)) as apart,
+            setting_apart(spec, self.warehouse, state.declared.text, "predictions", stamp, len(partitions)) as apart,
         ):  # what is set apart is recorded while the staged files of rejected rows still exist
             for partition in partitions:
                 with apart.attempt(partition.key, tried=False):
@@ -56,7 +56,7 @@ class ScoringStep:
                     is_held = (
                         not force
                         and partition.key not in state.incomplete
-                        and item.is_held(state.code_version_of(item.model.version), state.decision_rule)
+                        and item.is_held(state.code_version_of(item.model.version), state.declared.decision_rule)
                     )
                     (held if is_held else due).append(item)
             apart.up_to_date.update(
@@ -78,7 +78,7 @@ class ScoringStep:
                 force,
                 commits,
                 self._clear if state.scored_by_retired else None,
-                state.decision_rule,
+                state.declared.decision_rule,
             )
             due = [
                 replace(item, challengers=challengers_of(spec, state.registry, item.partition, item.model))

@@ -8,8 +8,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import History
 from batch_platform.features.row_checks import with_keys_of
@@ -17,8 +17,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.measures.challengers import SCORES
-from batch_platform.monitoring.outcomes import HIGH, LOW, prediction_columns
-from batch_platform.monitoring.units import UnitRule
+from batch_platform.monitoring.outcomes import HIGH, LOW, UnitRule, prediction_columns
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 from batch_platform.warehouse.sql import folded, quoted, table_columns
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, require_undamaged

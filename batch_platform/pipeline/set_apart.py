@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_platform.declaration.deliveries import PREFIX
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     Grouping,
@@ -15,10 +14,11 @@ from batch_platform.declaration.errors import (
     listed,
     merged,
 )
+from batch_platform.declaration.predictions import PREFIX
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import ranges
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import ranges
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure
 

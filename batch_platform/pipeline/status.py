@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Literal
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.catalogue import FailedCheck
-from batch_platform.monitoring.health import Health
+from batch_platform.monitoring.measure import Health
 from batch_platform.pipeline.former_partitions import former_partitions
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import Measured, newest_measured
-from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.steps import Step
-from batch_platform.pipeline.trainings_due import differences, is_declared_now, trainings_of
-from batch_platform.pipeline.wanted import PlanRequest, open_partitions
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest, open_partitions
+from batch_platform.planning.state import State
+from batch_platform.planning.steps import Step
+from batch_platform.planning.trainings import differences, is_declared_now, training_asked_for, trainings_of
 from batch_platform.warehouse.failures import Failure
-from batch_platform.warehouse.ledger import StatusRow, as_record
+from batch_platform.warehouse.ledger import as_record
 
 if TYPE_CHECKING:
     from batch_platform.pipeline.pipeline import Pipeline
@@ -171,7 +170,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
         models_ahead=[]
-        if serving_calendar(spec) is None
+        if spec.periods.serving is None
         else [item.partition.key for item in plan.of("model") if not ended or item.partition.start > ended[-1].start],
         ended=calendar.end_key if calendar.ended(now) else None,
         only_in_dagster=sorted(in_dagster - committed - plan.expired.keys()),
@@ -275,20 +274,3 @@ def _partition_status(state: State, plan: Plan, key: str, trouble: tuple[Conditi
     condition, reason = trouble or ("scored" if run else "missing", plan.remarks.get(key, ""))
     status = PartitionStatus(key, condition, reason, evaluated=key in state.evaluations)
     return status if run is None else as_record(PartitionStatus, status, run)
-
-
-def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusRow]:
-    """Say how every committed partition of a state stands by a plan that covers it."""
-    rows = list[StatusRow]()
-    for key, run in state.scores.items():
-        stale, champion = plan.stale.get(key), state.registry.champion(run.partition_start)
-        row = as_record(
-            StatusRow,
-            run,
-            condition="scored" if stale is None else "stale",
-            reason=plan.remarks.get(key) if stale is None else stale,
-            champion=None if champion is None else champion.version,
-            computed_at=computed_at,
-        )
-        rows.append(row)
-    return rows

@@ -24,7 +24,6 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.history import History, TrainingData
 from batch_platform.models.bundle import OpenVersion
 from batch_platform.models.clusters import Former
@@ -43,13 +42,13 @@ from batch_platform.models.registry import (
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.pipeline.challengers import as_model, with_own_keys
 from batch_platform.pipeline.learned import LearnedModel, publish_version
-from batch_platform.pipeline.plan import require_labels
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.training import Training
-from batch_platform.pipeline.trainings_due import declared_now, knows_too_much, untrained
+from batch_platform.planning.holds import require_labels
+from batch_platform.planning.state import State
+from batch_platform.planning.trainings import declared_now, knows_too_much, untrained
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import forget_failures
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
 _log = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ class TrainingStep:
         except (OSError, MemoryError, IntegrityError, WarehouseError):
             raise
         except Exception as error:
-            registry, single = self.state.registry, serving_calendar(spec) is None
+            registry, single = self.state.registry, spec.periods.serving is None
             if not params and (registry.of_model if single else registry.newest_of(period.key)):
                 with self.warehouse.transaction() as con:
                     record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
@@ -131,7 +130,7 @@ class TrainingStep:
     def _require_window(self, period: Partition) -> None:
         """Refuse to train without some partitions of the training window, and name them."""
         spec, name, state = self.history.spec, self.history.spec.name, self.state
-        window = training_window(spec, period.start, state.dropped)
+        window = spec.periods.window(period.start, state.dropped)
         if lacking := [partition.key for partition in window if partition.key not in state.features]:
             msg = (
                 f"{name}, serving period {period.key}: the model is not trained, since the features of "
@@ -152,7 +151,7 @@ class TrainingStep:
     def _require_buildable(self, period: Partition, window: Sequence[str]) -> None:
         """Refuse to train on features of an earlier declaration where those of the present one could not be built."""
         name, state = self.history.spec.name, self.state
-        built = {key: state.features[key].code_version == state.features_code_version for key in window}
+        built = {key: state.features[key].code_version == state.declared.features_version for key in window}
         failures = {item.partition_key: item for item in state.standing_failures if item.step == "features"}
         if failed := [failures[key] for key in window if key in failures and not built[key]]:
             msg = (
@@ -236,7 +235,7 @@ class TrainingStep:
         """
         history, period, stamp = self.history, training.period, self.stamp
         spec, data = history.spec, None if model is None else model.data
-        window = training_window(spec, period.start, self.state.dropped)  # its features are built
+        window = spec.periods.window(period.start, self.state.dropped)  # its features are built
         opponent = self.state.registry.champion(period.start)
         if model is not None and model.decision.action == "approved":
             opponent = model.version

@@ -14,7 +14,6 @@ from batch_platform.declaration.errors import BatchPlatformError, IntegrityError
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import (
     FIRST_HALF,
     PARTITION_START,
@@ -23,7 +22,7 @@ from batch_platform.features.history import (
     feature_columns,
     window_sha256,
 )
-from batch_platform.features.outcomes import made_from_outcomes, place_in_sql
+from batch_platform.features.row_checks import made_from_outcomes, place_in_sql
 from batch_platform.models.baseline import measured
 from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
@@ -36,7 +35,7 @@ from batch_platform.models.refinements.known import declared, holds_out
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.pipeline.learned import LearnedModel, sample_of
-from batch_platform.pipeline.state import State
+from batch_platform.planning.state import State
 
 _TRIAL_ROWS = 1_000  # rows on which an imported model is tried
 _REFERENCE_ROWS = 20_000  # newest rows, by whose scores those of an imported model are judged
@@ -77,17 +76,17 @@ class Training:
             IntegrityError: A feature file differs from what was recorded.
         """
         history, spec, period, builds = self.history, self.history.spec, self.period, self.state.features
-        window = training_window(spec, period.start, self.state.dropped)
+        window = spec.periods.window(period.start, self.state.dropped)
         if within is not None:
             window = [partition for partition in window if partition in within]
         require_trainable(spec, period, window)
-        boundary = window[0].start if spec.partitions.snapshot else evaluation_start(spec, window)
+        boundary = window[0].start if spec.partitions.snapshot else spec.periods.evaluation_start(window)
         stratified = spec.model.import_ is None and is_classification(spec.model)
         if spec.model.train.sample == "balanced" and spec.model.import_ is None and not stratified:
             msg = f"{spec.name}, serving period {period.key}: model.train.sample: balanced is for classifiers only."
             raise TrainingRefusedError(msg, hint="leave model.train.sample out.")
         split_by_row = spec.partitions.snapshot or spec.model.import_ is not None
-        learned = [partition for partition in window if split_by_row or matures(spec, partition) <= boundary]
+        learned = [partition for partition in window if split_by_row or spec.periods.matures(partition) <= boundary]
         training, whole = self._window(learned), self._window(window)
         with self._located():
             if spec.model.import_ is None:
@@ -124,7 +123,7 @@ class Training:
                 rows_refined=data.unseen.height if data is not None and holds_out(declared(spec)) else 0,
                 rows_not_known=0 if data is None else data.rows_not_known,
             ),
-            features_code_version=self.state.features_code_version,
+            features_code_version=self.state.declared.features_version,
             created_at=self.stamp.now().isoformat(),
             run_id=self.stamp.run_id,
             imported_from=redact(spec.model.import_ or ""),
@@ -319,10 +318,10 @@ class Training:
         No imported model learns from the rows before the end, but the trivial one that it is held against.
         """
         spec = self.history.spec
-        known = [partition for partition in window if matures(spec, partition) <= self.period.start]
+        known = [partition for partition in window if spec.periods.matures(partition) <= self.period.start]
         if spec.labels is None or not known:
             return None
-        boundary = evaluation_start(spec, known)
+        boundary = spec.periods.evaluation_start(known)
         held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
         return self.history.training_data(self.state.features, known, held_out[0].start, self.stamp)
 
@@ -336,7 +335,7 @@ def _judged_from(data: TrainingData | None, boundary: datetime) -> datetime:
 
 def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Partition]) -> None:
     """Raise TrainingRefusedError if the training window of a serving period is too short."""
-    if not can_train(spec, window):
+    if not spec.periods.can_train(window):
         msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
         known = (
             "" if spec.labels is None else f", with labels known when that begins (labels.delay: {spec.labels.delay})"

@@ -12,7 +12,7 @@ import polars as pl
 from batch_platform.declaration.errors import WrongUseError, shortened
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.contract import MAX_CATEGORIES, infer_contract
-from batch_platform.models.leaks import share_told
+from batch_platform.models.estimator_fit import share_told
 from batch_platform.monitoring.leakage import MAX_ROWS, SuspectedLeak, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.proposal.instants import words

@@ -14,13 +14,13 @@ import duckdb
 
 from batch_platform.declaration.databases import DRIVERS, DatabaseTable
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
-from batch_platform.declaration.extras import installed
+from batch_platform.declaration.importing import installed
 from batch_platform.declaration.inputs import STORES, Encoding, Source, require_object, scheme_of
 from batch_platform.declaration.notation import rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.pipeline.declared import from_environment
+from batch_platform.sources.adbc import is_sqlite
 from batch_platform.sources.delta import is_delta_table
-from batch_platform.sources.drivers import is_sqlite
 from batch_platform.sources.files import ARCHIVE, UNPACK, files_of
 from batch_platform.sources.kind import SourceTable, failure_in
 from batch_platform.sources.known import SOURCE_KINDS

@@ -17,10 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import LONGEST, Partition
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, number
 from batch_platform.declaration.spec import Model, PipelineSpec
-from batch_platform.declaration.windows import evaluation_start, matures, serving_periods, training_window
-from batch_platform.declaration.wording import number
 from batch_platform.features.history import (
     ENTITY,
     PARTITION_START,
@@ -93,17 +91,17 @@ class Past:
     def periods(self, spec: PipelineSpec, now: datetime) -> list[Partition]:
         """The serving periods whose models have a long enough window; of a single model, the partition that it serves first."""
         if spec.model.train.every is not None:
-            return serving_periods(spec, now)
+            return spec.periods.begun(now)
         return [spec.partitions.calendar.around(self.rows[PARTITION_START].sort()[-1])]
 
     def training_data(self, spec: PipelineSpec, names: Sequence[str], serving_start: datetime) -> TrainingData:
         """The rows that the model of a serving period will learn from, with some of their features."""
         rows, start = self.rows.select(*names, self.label, ROW_TIME, ENTITY, PARTITION_START), pl.col(PARTITION_START)
-        window = training_window(spec, serving_start)
+        window = spec.periods.window(serving_start)
         rows = rows.filter(start < window[-1].end) if window else rows.clear()
-        boundary = evaluation_start(spec, window) if window else serving_start
+        boundary = spec.periods.evaluation_start(window) if window else serving_start
         late = pl.Series(
-            [partition.start for partition in window if matures(spec, partition) > boundary],
+            [partition.start for partition in window if spec.periods.matures(partition) > boundary],
             dtype=pl.Datetime("us", "UTC"),
         )
         earlier = rows.filter((start < boundary) & ~start.is_in(late.implode()))

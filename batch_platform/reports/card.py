@@ -15,21 +15,19 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, counted, listed
+from batch_platform.declaration.errors import DataError, counted, listed, number
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.bundle import Manifest
 from batch_platform.models.judged import JudgedScores
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.decisions import CELLS
-from batch_platform.monitoring.markdown import Markdown, markdown, table
+from batch_platform.monitoring.measure import Markdown, markdown, table
 from batch_platform.monitoring.metrics import default_metric, without_details
-from batch_platform.monitoring.outcomes import CLASSIFICATION
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UnitRule
 from batch_platform.monitoring.pooled import pooled_performance
 from batch_platform.monitoring.resampling import REASONS, Interval, NoInterval, intervals_or_reasons
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.reports.wording import capital, figure, plain, words
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 

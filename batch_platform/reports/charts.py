@@ -16,7 +16,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import number
 from batch_platform.reports.drift import NOTICEABLE, Drifted
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.performance import LEAST_OF_A_CLASS

@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.errors import number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
-from batch_platform.monitoring.drift import OUTSIDE_MATTERS, UNUSUAL, ColumnDrift
-from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE
-from batch_platform.monitoring.measures.profiles import read_profiles
+from batch_platform.monitoring.divergence import OUTSIDE_MATTERS, UNUSUAL
+from batch_platform.monitoring.measures.drift import COLUMNS, REFERENCE, ColumnDrift
+from batch_platform.monitoring.measures.scored import read_profiles
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.reports.span import Span
 from batch_platform.warehouse.ledger import selected
@@ -172,14 +172,14 @@ def _change(row: Mapping[str, Any]) -> str:
         what = f"{now:.1%} of its values are empty instead of {then:.1%}"
     elif abs(shares[kind]) >= _MATTERS:
         what = f"{now:.1%} of its values are categories that the model does not know instead of {then:.1%}"
-    elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
+    elif (
+        row["mean"] is not None
+        and row["baseline_mean"] is not None
+        and f"{row['mean']:.2g}" != f"{row['baseline_mean']:.2g}"
+    ):
         what = f"its mean is {number(row['mean'])} instead of {number(row['baseline_mean'])}"
     else:
         what = "other values are frequent than usual"
     if (row["outside_share"] or 0) >= (expected := row["baseline_outside_share"] or 0) + OUTSIDE_MATTERS:
         what += f", and {row['outside_share']:.1%} of the values lie outside the range seen in training, {expected:.1%} expected"
     return what
-
-
-def _differ(mean: float, baseline: float) -> bool:
-    return f"{mean:.2g}" != f"{baseline:.2g}"

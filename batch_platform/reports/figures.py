@@ -1,5 +1,6 @@
 """The numbers of the report, all read from the published copy; the same copy gives the same numbers."""
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,40 +14,42 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.reporting import ReportEvery
+from batch_platform.declaration.operating import ReportEvery
 from batch_platform.declaration.spec import DECISION, PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
+from batch_platform.monitoring.catalogue import FailedCheck, read_failed_checks
 from batch_platform.monitoring.measures.performance import OUTCOME_WEIGHT, OUTCOMES
-from batch_platform.monitoring.measures.scores import ScoreDistribution, committed_distributions
+from batch_platform.monitoring.measures.scored import ScoreDistribution, committed_distributions
 from batch_platform.monitoring.metrics import METRICS, default_metric, lower_is_better, own_metrics
-from batch_platform.monitoring.outcomes import CLASSIFICATION, UNSUPERVISED, class_texts
-from batch_platform.monitoring.units import CONFIDENCE, UnitRule
+from batch_platform.monitoring.outcomes import CLASSIFICATION, CONFIDENCE, UNSUPERVISED, UnitRule, class_texts
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
-from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
-from batch_platform.reports.failed_checks import (
+from batch_platform.reports.issues import (
     Doubtful,
-    FailedCheck,
+    OpenIssue,
+    open_issues,
     read_doubtful,
-    read_failed_checks,
+    rejections,
     unusual_counts,
 )
-from batch_platform.reports.groups import GroupFigures, read_groups
-from batch_platform.reports.issues import OpenIssue, open_issues, rejections
-from batch_platform.reports.measures import FurtherMeasure, read_further_measures
+from batch_platform.reports.measures import FurtherMeasure, GroupFigures, read_further_measures, read_groups
 from batch_platform.reports.performance import (
     LEAST_OF_A_CLASS,
     SCORE_BIAS,
+    EstimateFigures,
+    Gap,
     definitions_of,
+    gaps_of,
     is_vague,
     measured,
     measured_keys,
     missed,
     no_better_than_guessing,
     performance_by_partition,
+    read_estimate_figures,
+    read_segments,
     row_of,
     shown_of,
 )
-from batch_platform.reports.segments import Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted, table_columns
@@ -137,7 +140,7 @@ class Figures:
     no_better_than_guessing: list[str]  # partitions of `performance` whose metric is not above what guessing has
     decided: Mapping[str, int]  # rows of `summed_up` by their decision
     positive: str  # the positive class of a binary model
-    guesses: dict[str, str]  # models that were not clearly better than guessing, in words, by their first partition
+    guesses: dict[str, str]  # the simple model that a version was not clearly better than, by its first partition
     groups: GroupFigures | None  # None unless the model groups rows, or finds those that stand out
     status: "PipelineStatus | None"  # what `status` says; None if it was not asked
     issues: list[OpenIssue]  # what the status complains of
@@ -271,7 +274,9 @@ def read_figures(  # noqa: PLR0913 - the window, how it is summed up, and what i
         decided=read_decided(con, spec.name, summed_up.keys),
         positive=class_texts(served.class_labels)[-1] if task == "binary" else "",
         guesses={
-            service.first: text for service in services if (text := registry.not_better_than_guessing(service.version))
+            service.first: _simple_model(registry, service.version)
+            for service in services
+            if registry.not_better_than_guessing(service.version)
         },
         groups=read_groups(con, spec, window.keys, outliers=task == "outliers") if task in UNSUPERVISED else None,
         status=status,
@@ -427,6 +432,12 @@ def _calibration(
         .filter(pl.col("weight") > 0)
     )
     return of_known.sort("bin").cast(dict(of_bins.schema)), decided
+
+
+def _simple_model(registry: Registry, version: str) -> str:
+    """The name of the simple model that a version was compared with when it was judged."""
+    evidence = (json.loads(event.evidence) for event in registry.promotions if event.version == version)
+    return next(judged["baseline"]["baseline"]["name"] for judged in evidence if judged.get("baseline"))
 
 
 def _weighted(spec: PipelineSpec) -> str:

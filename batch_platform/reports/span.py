@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from batch_platform.declaration.reporting import ReportEvery
+from batch_platform.declaration.operating import ReportEvery
 from batch_platform.reports.wording import between, dates
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.sql import table_columns

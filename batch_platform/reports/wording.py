@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import takewhile
 
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import number
 
 MOST_NAMED = 6  # partitions that a sentence names
 MOST_DECIMALS = 6

@@ -17,11 +17,16 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
-from batch_platform.models.refinements.decision import decision_column, may_be_selected
-from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
+from batch_platform.models.refinements.refinement import (
+    Batch,
+    added_columns,
+    decision_column,
+    empty_output,
+    may_be_selected,
+    model_of,
+)
 from batch_platform.monitoring.outcomes import prediction_columns
-from batch_platform.monitoring.profiles import Profile, merged_profiles
-from batch_platform.monitoring.rows import RowSketch
+from batch_platform.monitoring.profiles import Profile, RowSketch, merged_profiles
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import SAMPLES, reasons_of, samples_of
 

@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, WarehouseError, counted, failure_of, listed, memory_explained
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.kernels.native_threads import hold_loaded_libraries
 from batch_platform.models.bundle import Bundle, Predictor, open_bundle
 from batch_platform.models.contract import UNSEEN_NULL
-from batch_platform.monitoring.agreement import Agreement, columns_of
+from batch_platform.monitoring.comparison import Agreement, columns_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import Counts, score_batch
 from batch_platform.scoring.rejected_rows import stored_rows

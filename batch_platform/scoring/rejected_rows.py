@@ -14,14 +14,14 @@ import pyarrow as pa
 from batch_platform.declaration.errors import NothingPublishedError, shortened
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.contract import OFFENDER, REASON
-from batch_platform.monitoring.measures.rejections import TABLE, in_words
+from batch_platform.monitoring.measures.scored import REJECTED, rejected_because
 from batch_platform.warehouse.failures import REFUSED_ROWS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
 
 SAMPLES = 3
-REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
+COLUMNS = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # all text
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def rows_as_json(rows: pl.DataFrame) -> pl.Series:
 
 
 def stored_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition_key: str, run_id: str) -> pa.Table:
-    """Rejected rows as the warehouse stores them, with the columns of REJECTED."""
+    """Rejected rows as the warehouse stores them, with the COLUMNS."""
     if not rejected.height:  # made by polars: Arrow would import pandas for it
-        return pl.DataFrame(schema=dict.fromkeys(REJECTED, pl.String)).to_arrow()
+        return pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)).to_arrow()
     stored = rejected.select(
         pl.lit(partition_key).alias("partition_key"),
         rows_as_json(rejected.select(spec.features.key)).alias("key"),
@@ -115,7 +115,7 @@ def rejections(
     except NothingPublishedError:
         return nothing
     with con:
-        published = _read(con, pipeline, TABLE, "count(*)", partition_keys, most) or nothing
+        published = _read(con, pipeline, REJECTED, "count(*)", partition_keys, most) or nothing
         refused = _read(con, pipeline, REFUSED_ROWS, "any_value(rows_alike)", partition_keys, most)
     return replace(published, refused=refused)
 
@@ -144,7 +144,7 @@ def _read(  # noqa: PLR0913 - what is read, and how much of it
     return Rejections(
         pipeline=pipeline,
         rows=sum(int(count) for *_, count in counts),
-        reasons={in_words(column, reason): int(count) for column, reason, count in counts},
+        reasons={rejected_because(column, reason): int(count) for column, reason, count in counts},
         listed=[
             RejectedRow(partition, json.loads(key), column, reason, json.loads(row), run_id)
             for partition, key, column, reason, row, run_id in rows

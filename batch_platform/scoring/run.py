@@ -41,9 +41,8 @@ from batch_platform.monitoring.catalogue import (
     replace_measures,
     staged_values,
 )
-from batch_platform.monitoring.measure import Commits, ScoredPart
-from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger
-from batch_platform.monitoring.measures.rejections import REJECTIONS
+from batch_platform.monitoring.measure import ChallengerRun, Commits, ScoredPart, StagedChallenger
+from batch_platform.monitoring.measures.scored import REJECTIONS
 from batch_platform.monitoring.reference import ReferenceProfile
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import Engine

@@ -3,26 +3,30 @@
 A session with PostgreSQL or SQLite is a read-only transaction that goes on seeing the state that it found. PostgreSQL streams
 one result per connection, so every other result comes through a further connection, which shares the snapshot of the first one.
 Other databases answer each statement from their state at that time.
+
+The driver of PostgreSQL moves times from its epoch, 2000, to that of Arrow, 1970, also infinite ones, which are the largest and the smallest
+number: they overflow to times long past, and are restored here. An array of arrays arrives as one list, and is refused.
 """
 
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import duckdb
 import pyarrow as pa
+from pyarrow.compute import call_function
 
-from batch_platform.declaration.databases import DatabaseTable
-from batch_platform.declaration.errors import INTERRUPTED_QUERY, SourceError, did_you_mean, listed
-from batch_platform.sources.drivers import driver_of, postgresql_uri, reason_of, sqlite_uri
+from batch_platform.declaration.databases import Database, DatabaseTable
+from batch_platform.declaration.errors import INTERRUPTED_QUERY, SourceError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import SourceTable, failure_of_stream
-from batch_platform.sources.postgresql_values import meant, refused, with_dimensions
-from batch_platform.warehouse.sql import literal
+from batch_platform.warehouse.sql import literal, quoted
 
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection, Cursor
@@ -53,6 +57,13 @@ _TABLES = {
     "postgresql": "SELECT table_schema || '.' || table_name FROM information_schema.tables",
     "sqlite": "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')",
 }
+_SQLITE_START = b"SQLite format 3\0"  # the first bytes of every file of SQLite
+_IN_EXTRA = ("postgresql", "sqlite")  # drivers that the extra `sql` brings
+_PREFIX = re.compile(r"^[A-Z_]+: (\[\w+\] )?(Failed to [a-z ]+: )?(ERROR: +)?")
+_PRIMARY = b"PG_DIAG_MESSAGE_PRIMARY"  # the error of PostgreSQL in a sentence
+_LONGEST_WAIT = 10  # seconds for a server to answer, unless the address says otherwise
+_LONGEST_REASON = 300  # characters
+_MOST_DIGITS = 38  # a DECIMAL of DuckDB has no more
 
 
 @dataclass(frozen=True)
@@ -346,3 +357,130 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _size_and_time(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver of a database."""
+
+    dbapi: Any  # its module in the manner of DB-API 2.0
+    errors: tuple[type[Exception], ...]  # what it and Arrow raise
+
+
+def driver_of(database: Database, key: str) -> Driver:
+    """Import the driver of a database that a YAML key declares; raises WrongUseError if it is not installed."""
+    package = f"adbc-driver-{database.driver}"
+    try:
+        import adbc_driver_manager
+
+        dbapi = import_module(f"{package.replace('-', '_')}.dbapi")
+    except ImportError as error:
+        msg = f"{package} is needed for {key}, and cannot be imported ({error})."
+        beside = "" if database.driver in _IN_EXTRA else f" {package}"
+        raise WrongUseError(msg, hint=f"pip install 'batch-platform[sql]'{beside}") from error
+    return Driver(dbapi, (adbc_driver_manager.Error, pa.ArrowException, OSError))
+
+
+def postgresql_uri(database: Database) -> str:
+    """The address of a PostgreSQL, which has to answer in time."""
+    uri = database.uri
+    limit = "" if "connect_timeout" in uri else f"{'&' if '?' in uri else '?'}connect_timeout={_LONGEST_WAIT}"
+    return f"{uri}{limit}"
+
+
+def sqlite_uri(file: Path, mode: str) -> str:
+    """The address of a file of SQLite, to be opened to read (`ro`), or also to write and to create it (`rwc`)."""
+    return f"file:{quote(str(file))}?mode={mode}"
+
+
+def is_sqlite(file: Path) -> bool:
+    """Return whether a file on this machine is a database of SQLite, whatever its name ends with."""
+    try:
+        with file.open("rb") as content:
+            return content.read(len(_SQLITE_START)) == _SQLITE_START
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
+
+
+def reason_of(error: Exception, database: Database) -> str:
+    """The error of a driver in one line without secrets; the error itself may hold the password."""
+    details = dict(getattr(error, "details", None) or ())
+    raw = details[_PRIMARY].decode() if _PRIMARY in details else str(error).partition("Query was: ")[0]
+    text = _PREFIX.sub("", " ".join(raw.split())).replace(database.uri, database.address)
+    return redact(text)[:_LONGEST_REASON].rstrip(". ")
+
+
+@dataclass(frozen=True)
+class _Infinite:
+    """Infinite times of one type, as numbers: as they arrive, and as DuckDB has them."""
+
+    number: pa.DataType
+    past: int  # what PostgreSQL's smallest number became; its largest number became one less
+    largest: int
+
+
+_SECONDS = _Infinite(pa.int64(), -(2**63) + 946_684_800_000_000, 2**63 - 1)  # times in microseconds
+_DAYS = _Infinite(pa.int32(), -(2**31) + 10_957, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A column with values that cannot be taken over."""
+
+    column: str
+    problem: str
+    instead: str  # SQL to read in its place
+
+
+def decimal_of(field: pa.Field) -> tuple[int, int] | None:
+    """The digits and the scale that a column `numeric` declares; None if DuckDB has no such DECIMAL."""
+    modifier = int((field.metadata or {}).get(b"POSTGRESQL:typmod", -1)) - 4  # 16 bits for each
+    digits, scale = modifier >> 16, modifier & 0x7FF
+    return (digits, scale) if 0 < digits <= _MOST_DIGITS and scale <= digits else None
+
+
+def with_dimensions(text: str, schema: pa.Schema) -> str:
+    """A SELECT that also gives the dimensions of its arrays, in further columns in their order."""
+    dimensions = [f", array_ndims({quoted(field.name)})" for field in schema if pa.types.is_list(field.type)]
+    return f"SELECT *{''.join(dimensions)} FROM ({text}) AS declared" if dimensions else text
+
+
+def refused(batch: pa.RecordBatch, schema: pa.Schema) -> Refusal | None:
+    """The first column of what `with_dimensions` gives that cannot be taken over."""
+    arrays = [field.name for field in schema if pa.types.is_list(field.type)]
+    for at, name in enumerate(arrays, start=len(schema)):
+        if (call_function("max", [batch.column(at)]).as_py() or 1) > 1:
+            return Refusal(name, "holds arrays of arrays", f"to_json({name}) AS {name}")
+    for at, field in enumerate(schema):
+        exact = isinstance(field.type, pa.OpaqueType) and field.type.type_name == "numeric" and decimal_of(field)
+        if (
+            exact
+            and call_function("any", [call_function("equal", [batch.column(at).storage, pa.scalar("nan")])]).as_py()
+        ):
+            digits, scale = exact
+            problem = f"holds NaN, which a DECIMAL({digits}, {scale}) cannot"
+            return Refusal(field.name, problem, f"CAST({field.name} AS double precision) AS {field.name}")
+    return None
+
+
+def meant(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of a schema with their infinite times."""
+    columns = [_with_infinity(batch.column(at)) for at in range(len(schema))]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _with_infinity(column: pa.Array) -> pa.Array:
+    dtype = column.type
+    if pa.types.is_list(dtype):
+        values = _with_infinity(column.values)
+        return pa.ListArray.from_arrays(column.offsets, values, type=dtype, mask=column.is_null())
+    infinite = _SECONDS if pa.types.is_timestamp(dtype) else _DAYS if pa.types.is_date32(dtype) else None
+    if infinite is None:
+        return column
+    numbers = column.view(infinite.number)
+    if (call_function("min", [numbers]).as_py() or 0) > infinite.past:
+        return column
+    for arrived, number in ((infinite.past - 1, infinite.largest), (infinite.past, -infinite.largest)):
+        same = call_function("equal", [numbers, pa.scalar(arrived, infinite.number)])
+        numbers = call_function("if_else", [same, pa.scalar(number, infinite.number), numbers])
+    return numbers.view(dtype)

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.errors import SourceError, did_you_mean
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import ParquetFiles, SourceKind, SourceTable, digest
@@ -35,7 +35,6 @@ from batch_platform.sources.objects import (
     object_states,
     objects_below,
 )
-from batch_platform.warehouse.sql import quoted
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -215,45 +214,41 @@ def _values_of_file(partitions: pa.Table, at: int) -> "Expression":
     return condition
 
 
-def _view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
-    con.register(table.name, _dataset(table) if _snapshot(table).is_plain else _snapshot(table))
+class _Delta(SourceKind):
+    stands_still = True
+    unreadable = "a file of the table may have been vacuumed or replaced meanwhile: run it again; else check the table."
+
+    def version(self, table: SourceTable) -> str:
+        return _snapshot(table).content
+
+    def location(self, table: SourceTable) -> str:
+        return str(_root(table))
+
+    def description(self, source: Source) -> str:
+        version = "" if source.version is None else f"version {source.version} of "
+        return f"{version}the Delta table `{redact(source.location)}`"
+
+    def pinned(self, table: SourceTable) -> Source:
+        return table.source.model_copy(update={"version": _snapshot(table).table.version()})
+
+    def admit(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
+        del con
+        _files(table)  # refuses a version whose files are gone; Arrow and deltalake read the files, not DuckDB
+        return ()
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        con.register(table.name, _dataset(table) if _snapshot(table).is_plain else _snapshot(table))
+
+    def parquet_files(self, table: SourceTable) -> ParquetFiles | None:
+        snapshot = _snapshot(table)
+        if not snapshot.is_plain or isinstance(_root(table), ObjectPath):
+            return None  # DuckDB copies the rows
+        files = [file for file in _files(table) if isinstance(file, Path)]
+        partitions = snapshot.partitions if snapshot.partitions.column_names else None
+        return ParquetFiles(files, snapshot.table.schema().to_json(), partitions)
+
+    def size(self, table: SourceTable) -> int:
+        return sum(_snapshot(table).sizes.values())
 
 
-def _parquet_files(table: SourceTable) -> ParquetFiles | None:
-    snapshot = _snapshot(table)
-    if not snapshot.is_plain or isinstance(_root(table), ObjectPath):
-        return None  # DuckDB copies the rows
-    files = [file for file in _files(table) if isinstance(file, Path)]
-    partitions = snapshot.partitions if snapshot.partitions.column_names else None
-    return ParquetFiles(files, snapshot.table.schema().to_json(), partitions)
-
-
-def _pinned(table: SourceTable) -> Source:
-    """The source with the version that is the newest one now."""
-    return table.source.model_copy(update={"version": _snapshot(table).table.version()})
-
-
-def _admit(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
-    """Refuse a version whose files are gone; Arrow and deltalake read the files, not DuckDB."""
-    _files(table)
-    return ()
-
-
-def _described(source: Source) -> str:
-    version = "" if source.version is None else f"version {source.version} of "
-    return f"{version}the Delta table `{redact(source.location)}`"
-
-
-DELTA = SourceKind(
-    version=lambda table: _snapshot(table).content,
-    location=lambda table: str(_root(table)),
-    description=_described,
-    pinned=_pinned,
-    admit=_admit,
-    view=_view,
-    frame=lambda con, table: con.sql(f"FROM {quoted(table.name)}").pl().lazy(),
-    parquet_files=_parquet_files,
-    size=lambda table: sum(_snapshot(table).sizes.values()),
-    stands_still=True,
-    unreadable="a file of the table may have been vacuumed or replaced meanwhile: run it again; else check the table.",
-)
+DELTA = _Delta()

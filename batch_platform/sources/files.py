@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.errors import did_you_mean, listed
-from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
+from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, Source, varies
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest
 from batch_platform.sources.objects import (
@@ -102,35 +102,6 @@ def _hint_for_missing(table: SourceTable, head: FilePath, path: FilePath) -> str
     return did_you_mean(path.name, {*names} - {path.name}) or f"correct sources.{table.name} or add the file."
 
 
-def files_version(table: SourceTable) -> str:
-    """Hash the paths, sizes and modification times or entity tags of the files; where the project lies makes no difference."""
-    head, _ = path_or_glob(table)
-    facts: list[str] = []
-    for path, state in _states(table).items():
-        facts += [str(path.relative_to(head)), str(state.size), state.mark]
-    return digest(*facts)
-
-
-def files_size(table: SourceTable) -> int:
-    """The bytes of all files."""
-    return sum(state.size for state in _states(table).values())
-
-
-def file_location(table: SourceTable) -> str:
-    """The absolute path or glob, or the address."""
-    head, rest = path_or_glob(table)
-    return str(head / rest)
-
-
-def admit_files(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[FilePath]:
-    """The files of a source; where each partition has files of its own, the folder in which they lie."""
-    head, _ = path_or_glob(table)
-    if isinstance(head, ObjectPath):
-        admit_objects(con, head)
-        head = ObjectFolder(head)
-    return [head] if table.source.by_partition else files_of(table)
-
-
 def numbered(con: duckdb.DuckDBPyConnection, table: SourceTable, relation: str, place: str | None = None) -> str:
     """SQL of a relation with the path of each row's file, given as `__file`, and the row's place in it.
 
@@ -157,19 +128,6 @@ def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str
     return numbered(con, table, f"read_parquet([{files}], {options})", "file_row_number")
 
 
-def _parquet_files(table: SourceTable) -> ParquetFiles | None:
-    if table.source.kind != "parquet" or table.source.number_rows:  # the kinds made from this one come here too
-        return None
-    files = [file for file in files_of(table) if isinstance(file, Path)]
-    return ParquetFiles(files) if files else None  # DuckDB copies objects for an engine that may not reach their store
-
-
-def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
-    if table.source.number_rows:
-        return con.sql(f"FROM {_parquet_relation(con, table)}").pl().lazy()
-    return pl.scan_parquet(_for_polars(table), glob=False, hive_partitioning=False)
-
-
 def _for_polars(table: SourceTable) -> list[Path] | list[bytes]:
     """The files of a source for Polars: objects whole, but not decoded yet, as only fsspec knows the way to their store."""
     files = files_of(table)
@@ -180,35 +138,85 @@ def _for_polars(table: SourceTable) -> list[Path] | list[bytes]:
         raise table.store_error(str(error)) from error
 
 
-def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
-    from pyarrow.dataset import dataset  # imported late: it takes its time
+class Files(SourceKind):
+    """Any kind of files: their paths, versions and sizes, and what to say where one is missing."""
 
-    files, system = [str(file) for file in files_of(table)], arrow_file_system(table.source.location)
-    try:
-        con.register(table.name, dataset(files, format="ipc", filesystem=system))
-    except pa.ArrowInvalid as error:
-        problem = f" cannot be read: {' '.join(str(error).split()).rstrip('. ')}."
-        raise table.error(
-            problem, "write the table in the Arrow file format (Feather version 2), not as a stream."
-        ) from error
+    def version(self, table: SourceTable) -> str:
+        """Hash the paths, sizes and modification times or entity tags of the files; where the project lies makes no difference."""
+        head, _ = path_or_glob(table)
+        facts: list[str] = []
+        for path, state in _states(table).items():
+            facts += [str(path.relative_to(head)), str(state.size), state.mark]
+        return digest(*facts)
+
+    def location(self, table: SourceTable) -> str:
+        """The absolute path or glob, or the address."""
+        head, rest = path_or_glob(table)
+        return str(head / rest)
+
+    def admit(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[FilePath]:
+        """The files of a source; where each partition has files of its own, the folder in which they lie."""
+        head, _ = path_or_glob(table)
+        if isinstance(head, ObjectPath):
+            admit_objects(con, head)
+            head = ObjectFolder(head)
+        return [head] if table.source.by_partition else files_of(table)
+
+    def size(self, table: SourceTable) -> int:
+        """The bytes of all files."""
+        return sum(state.size for state in _states(table).values())
 
 
-PARQUET = SourceKind(
-    version=files_version,
-    location=file_location,
-    description=lambda source: f"the Parquet files `{redact(source.location)}`",
-    admit=admit_files,
-    view=lambda con, table: create_view(con, table.name, _parquet_relation(con, table)),
-    frame=_parquet_frame,
-    parquet_files=_parquet_files,
-    size=files_size,
-    endings=(".parquet", ".pq"),
-)
-ARROW = replace(
-    PARQUET,
-    description=lambda source: f"the Arrow files `{redact(source.location)}`",
-    admit=lambda _con, _table: (),
-    view=_arrow_view,
-    frame=lambda _con, table: pl.scan_ipc(_for_polars(table), glob=False, hive_partitioning=False),
-    endings=(".arrow", ".feather", ".ipc"),
-)
+class _Parquet(Files):
+    endings = (".parquet", ".pq")
+
+    def description(self, source: Source) -> str:
+        return f"the Parquet files `{redact(source.location)}`"
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        create_view(con, table.name, _parquet_relation(con, table))
+
+    def frame(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+        if table.source.number_rows:
+            return con.sql(f"FROM {_parquet_relation(con, table)}").pl().lazy()
+        return pl.scan_parquet(_for_polars(table), glob=False, hive_partitioning=False)
+
+    def parquet_files(self, table: SourceTable) -> ParquetFiles | None:
+        if table.source.number_rows:
+            return None
+        files = [file for file in files_of(table) if isinstance(file, Path)]
+        return (
+            ParquetFiles(files) if files else None
+        )  # DuckDB copies objects for an engine that may not reach their store
+
+
+PARQUET = _Parquet()
+
+
+class _Arrow(Files):
+    endings = (".arrow", ".feather", ".ipc")
+
+    def description(self, source: Source) -> str:
+        return f"the Arrow files `{redact(source.location)}`"
+
+    def admit(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
+        del con, table
+        return ()
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        from pyarrow.dataset import dataset  # imported late: it takes its time
+
+        files, system = [str(file) for file in files_of(table)], arrow_file_system(table.source.location)
+        try:
+            con.register(table.name, dataset(files, format="ipc", filesystem=system))
+        except pa.ArrowInvalid as error:
+            problem = f" cannot be read: {' '.join(str(error).split()).rstrip('. ')}."
+            hint = "write the table in the Arrow file format (Feather version 2), not as a stream."
+            raise table.error(problem, hint) from error
+
+    def frame(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+        del con
+        return pl.scan_ipc(_for_polars(table), glob=False, hive_partitioning=False)
+
+
+ARROW = _Arrow()

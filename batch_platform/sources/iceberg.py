@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.errors import BatchPlatformError, did_you_mean
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.inputs import IcebergSnapshot, IcebergTable, Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.delta import parquet_dataset
 from batch_platform.sources.kind import SourceKind, SourceTable
 from batch_platform.sources.objects import store_timeout
-from batch_platform.warehouse.sql import quoted
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -145,44 +145,35 @@ def _array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
     return pa.array(values, pa.int32() if pa.types.is_date32(dtype) else None).cast(dtype)
 
 
-def _version(table: SourceTable) -> str:
-    snapshot = _snapshot(table, _opened(table))
-    return "no snapshot" if snapshot is None else str(snapshot)
+class _Iceberg(SourceKind):
+    stands_still = True
+    unreadable = "a file of the snapshot may have been removed meanwhile: run it again; else check the table."
+
+    def version(self, table: SourceTable) -> str:
+        snapshot = _snapshot(table, _opened(table))
+        return "no snapshot" if snapshot is None else str(snapshot)
+
+    def location(self, table: SourceTable) -> str:
+        catalog = _declared(table).catalog
+        name = catalog if isinstance(catalog, str) else catalog.get("name", "")
+        return f"{table.source.location} in the catalog {name}".removesuffix(" in the catalog ")
+
+    def description(self, source: Source) -> str:
+        snapshot = source.iceberg.snapshot if source.iceberg else None
+        return f"{'' if snapshot is None else f'snapshot {snapshot} of '}the Iceberg table `{redact(source.location)}`"
+
+    def pinned(self, table: SourceTable) -> Source:
+        declared, snapshot = _declared(table), _snapshot(table, _opened(table))
+        return table.source.model_copy(update={"iceberg": declared.model_copy(update={"snapshot": snapshot})})
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        con.register(table.name, _rows(table))
+
+    def size(self, table: SourceTable) -> int:
+        opened = _opened(table)
+        snapshot = opened.snapshot_by_id(_snapshot(table, opened) or -1)
+        summary = snapshot.summary if snapshot else None
+        return int(summary.additional_properties.get("total-files-size", 0)) if summary else 0
 
 
-def _pinned(table: SourceTable) -> Source:
-    """The source with the snapshot that is the current one now."""
-    declared, snapshot = _declared(table), _snapshot(table, _opened(table))
-    return table.source.model_copy(update={"iceberg": declared.model_copy(update={"snapshot": snapshot})})
-
-
-def _size(table: SourceTable) -> int:
-    opened = _opened(table)
-    snapshot = opened.snapshot_by_id(_snapshot(table, opened) or -1)
-    summary = snapshot.summary if snapshot else None
-    return int(summary.additional_properties.get("total-files-size", 0)) if summary else 0
-
-
-def _location(source: Source) -> str:
-    catalog = source.iceberg.catalog if source.iceberg else ""
-    name = catalog if isinstance(catalog, str) else catalog.get("name", "")
-    return f"{source.location} in the catalog {name}".removesuffix(" in the catalog ")
-
-
-def _described(source: Source) -> str:
-    snapshot = source.iceberg.snapshot if source.iceberg else None
-    return f"{'' if snapshot is None else f'snapshot {snapshot} of '}the Iceberg table `{redact(source.location)}`"
-
-
-ICEBERG = SourceKind(
-    version=_version,
-    location=lambda table: _location(table.source),
-    description=_described,
-    pinned=_pinned,
-    admit=lambda _con, _table: (),
-    view=lambda con, table: con.register(table.name, _rows(table)) and None,
-    frame=lambda con, table: con.sql(f"FROM {quoted(table.name)}").pl().lazy(),
-    size=_size,
-    stands_still=True,
-    unreadable="a file of the snapshot may have been removed meanwhile: run it again; else check the table.",
-)
+ICEBERG = _Iceberg()

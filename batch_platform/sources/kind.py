@@ -1,9 +1,10 @@
-"""The record that each kind of source fills in, with plain functions of a source and the partition that reads it."""
+"""What a kind of source offers: methods of a source and the partition that reads it."""
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,36 +85,70 @@ class SourceState:
     location: str  # path, or module.function
 
 
-@dataclass(frozen=True)
-class SourceKind:
-    """The functions that read sources of one kind. Each may raise SourceError, or what DuckDB and Polars raise."""
+class SourceKind(ABC):
+    """How sources of one kind are versioned, opened and read. Each method may raise SourceError, or what DuckDB and Polars raise."""
 
-    version: Callable[[SourceTable], str]  # changes when the content may have changed; reads no rows
-    location: Callable[[SourceTable], str]  # a path or an import path, for people
-    description: Callable[[Source], str]  # what is read, as a phrase in Markdown
-    # Called before the connection is shut off from everything else: returns the files and folders that the connection may
-    # still read, or attaches a database.
-    admit: Callable[[duckdb.DuckDBPyConnection, SourceTable], Collection[FilePath]]
-    # Creates a view named like the source, or points the view at another partition.
-    view: Callable[[duckdb.DuckDBPyConnection, SourceTable], None]
-    frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view
-    # The source as a connection that is opened now goes on reading it: where tables have versions, with the present one.
-    pinned: Callable[[SourceTable], Source] = lambda table: table.source
-    # Keeps open what a connection reads the source through, such as a transaction of a database, as long as the connection.
-    session: Callable[[SourceTable], AbstractContextManager[object]] | None = None
-    # The files that hold exactly the rows of the view; None if no files do.
-    parquet_files: Callable[[SourceTable], ParquetFiles | None] = lambda _: None
-    # True if partitions read different tables.
-    takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
-    function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
-    statement: Callable[[SourceTable], str] | None = None  # SQL that selects the rows, which the user may write
-    only_on_spark: bool = False  # True if SQL on Spark reads it, and DuckDB and Polars cannot
-    version_fixes_rows: bool = True  # True if equal versions mean equal rows
-    counts_quickly: bool = True  # True if rows can be counted without reading all of them
-    size: Callable[[SourceTable], int] = lambda _: 0  # bytes of all rows, roughly
-    stands_still: bool = False  # True if an open connection goes on reading the state that it found
+    only_on_spark = False  # True if SQL on Spark reads it, and DuckDB and Polars cannot
+    version_fixes_rows = True  # True if equal versions mean equal rows
+    counts_quickly = True  # True if rows can be counted without reading all of them
+    stands_still = False  # True if an open connection goes on reading the state that it found
+    keeps_session = False  # True if `session` keeps something open for a connection
     endings: tuple[str, ...] = ()  # endings of file names by which `new --from` recognises the kind
     unreadable: str | None = None  # hint shown when the source cannot be read
+
+    @abstractmethod
+    def version(self, table: SourceTable) -> str:
+        """A text that changes when the content may have changed; reads no rows."""
+
+    @abstractmethod
+    def location(self, table: SourceTable) -> str:
+        """A path or an import path, for people."""
+
+    @abstractmethod
+    def description(self, source: Source) -> str:
+        """What is read, as a phrase in Markdown."""
+
+    @abstractmethod
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        """Create a view named like the source, or point the view at another partition."""
+
+    def frame(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+        """The same rows as the view; of the table's partition, whichever one the view shows."""
+        return con.sql(f"FROM {quoted(table.name)}").pl().lazy()
+
+    def admit(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[FilePath]:
+        """Attach a database, or name the files and folders that a connection may read once it is shut off from all others."""
+        del con, table
+        return ()
+
+    def pinned(self, table: SourceTable) -> Source:
+        """The source as a connection that is opened now goes on reading it: where tables have versions, with the present one."""
+        return table.source
+
+    def session(self, table: SourceTable) -> AbstractContextManager[Any]:
+        """What a connection reads the source through as long as it is open, such as a transaction of a database."""
+        return nullcontext(table.session)
+
+    def parquet_files(self, table: SourceTable) -> ParquetFiles | None:
+        """The files that hold exactly the rows of the view; None if no files do."""
+        del table
+
+    def takes_partition(self, table: SourceTable) -> bool:
+        """Return whether partitions read different tables."""
+        return table.source.by_partition
+
+    def function(self, source: Source) -> str | None:
+        """The import path of the user's function that reads the source."""
+        del source
+
+    def statement(self, table: SourceTable) -> str | None:
+        """SQL that selects the rows in a database, which the user may write."""
+        del table
+
+    def size(self, table: SourceTable) -> int:
+        """Bytes of all rows, roughly; 0 if nothing tells."""
+        del table
+        return 0
 
     def state(self, table: SourceTable, rows: int, columns: dict[str, str]) -> SourceState:
         """Describe a source that holds so many rows of these columns; may raise SourceError."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.extras import needed, require_installed
+from batch_platform.declaration.importing import needed, require_installed
 from batch_platform.declaration.inputs import STORES, scheme_of
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.lock import seconds_in

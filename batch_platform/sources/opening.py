@@ -16,7 +16,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.sources.asset import not_stored
+from batch_platform.sources.duckdb import not_stored
 from batch_platform.sources.interruption import interrupt, interruptible
 from batch_platform.sources.kind import SourceKind, SourceState, SourceTable, create_view, failure_in
 from batch_platform.sources.known import SOURCE_KINDS
@@ -33,7 +33,7 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     """Create a view of a source on a connection of the caller's, which may read every file."""
     kind = SOURCE_KINDS[table.source.kind]
     table = replace(table, source=kind.pinned(table))
-    if kind.session is not None:
+    if kind.keeps_session:
         stack = ExitStack()
         weakref.finalize(con, stack.close)
         table = replace(table, session=stack.enter_context(kind.session(table)))
@@ -141,7 +141,8 @@ class Sources:
     def statements(self) -> dict[str, str]:
         """The SQL that databases run, by source; raises SourceError if a file is missing."""
         tables = [(self.kind(name), self.table(name, self.first_partition())) for name in self.spec.sources]
-        return {table.name: kind.statement(table) for kind, table in tables if kind.statement is not None}
+        texts = {table.name: kind.statement(table) for kind, table in tables}
+        return {name: text for name, text in texts.items() if text is not None}
 
     def require_reachable(self, partition: Partition, names: Iterable[str]) -> None:
         """Raise SourceError if a store does not say what a partition would read; a file that is gone is no such failure."""
@@ -207,7 +208,7 @@ class SourceConnection:
         for name in self.names:
             with self.explained(name, partition) as (kind, unpinned):
                 self._pinned[name] = kind.pinned(unpinned)
-                if kind.session is not None:
+                if kind.keeps_session:
                     self._sessions[name] = sessions.enter_context(kind.session(unpinned))
                     sessions.enter_context(interruptible(self._sessions[name]))
                 table = self.table(name, partition)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import duckdb
@@ -13,9 +13,8 @@ from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.sources.adbc import Session, Statement
+from batch_platform.sources.adbc import Session, Statement, decimal_of
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
-from batch_platform.sources.postgresql_values import decimal_of
 from batch_platform.warehouse.sql import quoted
 
 _REFUSED = ("money",)  # types that come as other numbers than they hold
@@ -61,17 +60,6 @@ def _session(table: SourceTable) -> Generator[Session]:
         yield session
     finally:
         session.close()
-
-
-def _version(table: SourceTable) -> str:
-    """Hash the statement, and the answer to the declared version or else the state of the whole database."""
-    database, text = _database(table), _text(table)
-    with _session(table) as session:
-        state = session.state
-        session.require(_statement(table), table)
-        if database.version is not None:
-            state = session.answer(Statement.of(table, "version", database.version, "its version"), table)
-    return digest(database.address, text, state)
 
 
 @dataclass
@@ -122,56 +110,58 @@ def _typed(table: SourceTable, field: pa.Field) -> str:
     return column
 
 
-def _view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
-    create_view(con, table.name, _streamed(con, table, f"{table.name} as it is streamed"))
+class _Sql(SourceKind):
+    counts_quickly = False
+    keeps_session = True
+
+    def version(self, table: SourceTable) -> str:
+        """Hash the statement, and the answer to the declared version or else the state of the whole database."""
+        database, text = _database(table), _text(table)
+        with _session(table) as session:
+            state = session.state
+            session.require(_statement(table), table)
+            if database.version is not None:
+                state = session.answer(Statement.of(table, "version", database.version, "its version"), table)
+        return digest(database.address, text, state)
+
+    def location(self, table: SourceTable) -> str:
+        database = _database(table)
+        if database.driver != "sqlite":
+            return str(database)
+        return f"{database.table or database.query} in {database.file_in(table.folder)}"
+
+    def description(self, source: Source) -> str:
+        if (database := source.sql) is None:
+            raise TypeError(source.kind)
+        what = f"table `{database.table}`" if database.table else f"query `{database.query}`"
+        return f"the {what} in `{redact(database.address)}`"
+
+    def session(self, table: SourceTable) -> AbstractContextManager[Session]:
+        return _session(table)
+
+    def statement(self, table: SourceTable) -> str:
+        return _text(table)
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        create_view(con, table.name, _streamed(con, table, f"{table.name} as it is streamed"))
+
+    def frame(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+        return con.sql(f"FROM {_streamed(con, table, f'{table.name} as it is streamed once')}").pl().lazy()
+
+    def takes_partition(self, table: SourceTable) -> bool:
+        return bool(_statement(table).parameters)
+
+    def size(self, table: SourceTable) -> int:
+        """The bytes of the result as PostgreSQL estimates it, or of the file of SQLite; 0 if nothing tells."""
+        database = _database(table)
+        if database.driver == "sqlite":
+            file = database.file_in(table.folder)
+            return file.stat().st_size if file.exists() else 0  # reading it says that it is gone
+        if database.driver != "postgresql":
+            return 0
+        with _session(table) as session:
+            plan = json.loads(session.answer(_statement(table), table, explained=True))[0]["Plan"]
+        return int(plan["Plan Rows"]) * int(plan["Plan Width"])
 
 
-def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
-    return con.sql(f"FROM {_streamed(con, table, f'{table.name} as it is streamed once')}").pl().lazy()
-
-
-def _size(table: SourceTable) -> int:
-    """The bytes of the result as PostgreSQL estimates it, or of the file of SQLite; 0 if nothing tells."""
-    database = _database(table)
-    if database.driver == "sqlite":
-        file = database.file_in(table.folder)
-        return file.stat().st_size if file.exists() else 0  # reading it says that it is gone
-    if database.driver != "postgresql":
-        return 0
-    with _session(table) as session:
-        plan = json.loads(session.answer(_statement(table), table, explained=True))[0]["Plan"]
-    return int(plan["Plan Rows"]) * int(plan["Plan Width"])
-
-
-def _location(table: SourceTable) -> str:
-    database = _database(table)
-    if database.driver != "sqlite":
-        return str(database)
-    return f"{database.table or database.query} in {database.file_in(table.folder)}"
-
-
-def _described(source: Source) -> str:
-    database = source.sql
-    what = (
-        ""
-        if database is None
-        else f"the table `{database.table}`"
-        if database.table
-        else f"the query `{database.query}`"
-    )
-    return f"{what} in `{redact('' if database is None else database.address)}`"
-
-
-SQL = SourceKind(
-    version=_version,
-    location=_location,
-    description=_described,
-    session=_session,
-    statement=_text,
-    admit=lambda _con, _table: (),
-    view=_view,
-    frame=_frame,
-    takes_partition=lambda table: bool(_statement(table).parameters),
-    counts_quickly=False,
-    size=_size,
-)
+SQL = _Sql()

@@ -12,7 +12,7 @@ values for which the header has no column, so that rows are counted against the 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import duckdb
@@ -21,7 +21,7 @@ import polars as pl
 from batch_platform.declaration.errors import MOST_LISTED, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.sources.files import PARQUET, files_of, files_version, numbered
+from batch_platform.sources.files import Files, files_of, numbered
 from batch_platform.sources.kind import SourceTable, create_view, digest
 from batch_platform.warehouse.sql import folded, literal, quoted
 
@@ -31,6 +31,7 @@ _ANY_LINE_BREAK = """strict_mode = false, quote = '"', escape = '"'"""
 _DELIMITERS = ",;\t|"
 _NONE = "(empty)"  # DuckDB's word for a character that a CSV file does not use
 _MOST_KNOWN = 1_000
+_PACKED = ("", ".gz", ".zst")  # endings of compressed files
 # The arguments that read files, by their version and declaration, since all values are looked at for them.
 _known = dict[str, str]()
 
@@ -79,7 +80,7 @@ def with_any_line_break(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
 def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     paths = [literal(str(path)) for path in files_of(table)]
     relation = _READERS[table.source.kind].function
-    version = digest(table.source.model_dump_json(), *paths, files_version(table))
+    version = digest(table.source.model_dump_json(), *paths, CSV.version(table))
     if version not in _known:
         typed = _typed(con, table, paths)
         _require_numbers(con, table, f"{relation}({typed})")
@@ -142,6 +143,11 @@ def _sniffed(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str) -> t
         return con.sql(f"FROM sniff_csv({', '.join(filter(None, arguments))})").pl().row(0, named=True)
 
     seen, lenient = with_any_line_break(see)
+    if seen["SkipRows"] and not seen["HasHeader"]:  # as for a last line with a value too many, all that is then read
+        width, line = len(seen["Columns"]), seen["SkipRows"] + 1
+        problem = f" cannot be read: line {line:,} has {width} values, and no line before it has as many."
+        hint = "give each line as many values as the header; a value that holds a delimiter needs quotes."
+        raise table.error(problem, hint)
     if lenient or len(seen["Columns"]) == 1:
         _require_even_lines(con, table, path, seen, lenient)
     return seen, lenient
@@ -257,25 +263,28 @@ def _written(notation: Mapping[str, str]) -> list[str]:
     return [f"{option} = {literal(text)}" for option, text in notation.items()]
 
 
-def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
-    relation = _relation(con, table) if table.source.by_partition else quoted(table.name)  # the view knows the types
-    return con.sql(f"FROM {relation}").pl().lazy()
+class _Csv(Files):
+    counts_quickly = False
+    endings = tuple(ending + packed for ending in (".csv", ".tsv", ".txt") for packed in _PACKED)
+
+    def description(self, source: Source) -> str:
+        return f"the CSV files `{redact(source.location)}`"
+
+    def view(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        create_view(con, table.name, _relation(con, table))
+
+    def frame(self, con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+        relation = (
+            _relation(con, table) if table.source.by_partition else quoted(table.name)
+        )  # the view knows the types
+        return con.sql(f"FROM {relation}").pl().lazy()
 
 
-def _also_compressed(*endings: str) -> tuple[str, ...]:
-    return tuple(ending + compressed for ending in endings for compressed in ("", ".gz", ".zst"))
+class _Json(_Csv):
+    endings = tuple(ending + packed for ending in (".json", ".jsonl", ".ndjson") for packed in _PACKED)
+
+    def description(self, source: Source) -> str:
+        return f"the JSON files `{redact(source.location)}`"
 
 
-CSV = replace(
-    PARQUET,
-    description=lambda source: f"the CSV files `{redact(source.location)}`",
-    view=lambda con, table: create_view(con, table.name, _relation(con, table)),
-    frame=_frame,
-    counts_quickly=False,
-    endings=_also_compressed(".csv", ".tsv", ".txt"),
-)
-JSON = replace(
-    CSV,
-    description=lambda source: f"the JSON files `{redact(source.location)}`",
-    endings=_also_compressed(".json", ".jsonl", ".ndjson"),
-)
+CSV, JSON = _Csv(), _Json()

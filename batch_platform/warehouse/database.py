@@ -23,13 +23,11 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.declaration.explaining import LOST_FILE, is_want_of_memory
-from batch_platform.warehouse.checkpoint import WarehouseFile, sync
-from batch_platform.warehouse.compacting import compact_file
+from batch_platform.warehouse.deletion import compact_file, read_erasures
 from batch_platform.warehouse.descriptions import comment_columns
-from batch_platform.warehouse.erasures import read_erasures
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
+from batch_platform.warehouse.files import WarehouseFile, published_changes, sync
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import Attached, attach
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -46,9 +44,8 @@ from batch_platform.warehouse.ledger import (
     statuses_of,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.marks import published_changes
 from batch_platform.warehouse.replacing import replace_rows
-from batch_platform.warehouse.sql import has_table, quoted, transaction
+from batch_platform.warehouse.sql import Attached, attach, has_table, quoted, transaction
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
 
 _STORAGE_ERRORS = (
@@ -96,8 +93,7 @@ class Warehouse:
     def open(self, *, compact: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
-        Args:
-            compact: Set to write the file anew first, see `compact_file`.
+        With `compact`, the file is written anew first, see `compact_file`.
 
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.

@@ -58,12 +58,55 @@ _OWN = re.compile(
 """Names that this project gives to what it removes again; whatever has another name belongs to somebody else."""
 
 
+class _Entry:
+    """A file or folder right below the root of a home."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, home: "Home", _: object = None) -> Path:
+        return home.root / self._name
+
+
 @dataclass(frozen=True)
 class Home:
     """The root of one installation's data."""
 
     root: Path  # absolute
     restores: bool = field(default=False, compare=False)  # this process restores a backup into it
+
+    warehouse = _Entry("warehouse.duckdb")
+    """The live DuckDB file; only `database.py` opens it."""
+    warehouse_log = _Entry("warehouse.duckdb.wal")
+    """DuckDB's log of what was committed since the last checkpoint; DuckDB removes it when it is no longer needed."""
+    warehouse_rollback = _Entry("warehouse.rollback")
+    """Copy of what a checkpoint may write over, kept until the checkpoint is complete."""
+    warehouse_lock = _Entry("warehouse.lock")
+    """The file whose flock serialises all use of the warehouse."""
+    published = _Entry("published.duckdb")
+    """The link that readers open."""
+    published_marks = _Entry("published.json")
+    """Marks of the published copies, by which a foreign change is noticed."""
+    restoring = _Entry(".restoring")
+    """The mark of a home into which a backup is being restored, with the name of the backup."""
+    wiping = _Entry("wiping")
+    """Mark that rows were deleted for good, whose bytes may still be in the warehouse and in its copies."""
+    erasures_key = _Entry("erasures.key")
+    """The key of the hashes that prove erasures."""
+    identity = _Entry("identity")
+    """A random name, made by the first backup and restored with the home, by which a place of backups tells homes apart."""
+    gitignore = _Entry(".gitignore")
+    """The file by which git ignores the whole home, itself included."""
+    lake = _Entry("lake")
+    """Parquet files of features, and of the tables that are stored so."""
+    models = _Entry("models")
+    """Bundles by pipeline and version."""
+    staging = _Entry("staging")
+    """Staged files of runs, one folder per run."""
+    spark_logs = _Entry("spark")
+    """The folder of the logs of Spark that did not start."""
+    dagster = _Entry("dagster")
+    """DAGSTER_HOME."""
 
     def __post_init__(self) -> None:
         """Raise WrongUseError for a path that DuckDB, or SQLite as Dagster uses it, would take for another one."""
@@ -174,89 +217,9 @@ class Home:
         msg = f"The {'home' if folder == self.root else 'folder'} {folder} cannot be written to ({reason})."
         return BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
 
-    @property
-    def warehouse(self) -> Path:
-        """The live DuckDB file; only `database.py` opens it."""
-        return self.root / "warehouse.duckdb"
-
-    @property
-    def warehouse_log(self) -> Path:
-        """DuckDB's log of what was committed since the last checkpoint; DuckDB removes it when it is no longer needed."""
-        return self.root / "warehouse.duckdb.wal"
-
-    @property
-    def warehouse_rollback(self) -> Path:
-        """Copy of what a checkpoint may write over, kept until the checkpoint is complete."""
-        return self.root / "warehouse.rollback"
-
-    @property
-    def warehouse_lock(self) -> Path:
-        """The file whose flock serialises all use of the warehouse."""
-        return self.root / "warehouse.lock"
-
-    @property
-    def published(self) -> Path:
-        """The link that readers open."""
-        return self.root / "published.duckdb"
-
-    @property
-    def published_marks(self) -> Path:
-        """Marks of the published copies, by which a foreign change is noticed."""
-        return self.root / "published.json"
-
-    @property
-    def restoring(self) -> Path:
-        """The mark of a home into which a backup is being restored, with the name of the backup."""
-        return self.root / ".restoring"
-
-    @property
-    def wiping(self) -> Path:
-        """Mark that rows were deleted for good, whose bytes may still be in the warehouse and in its copies."""
-        return self.root / "wiping"
-
-    @property
-    def erasures_key(self) -> Path:
-        """The key of the hashes that prove erasures."""
-        return self.root / "erasures.key"
-
-    @property
-    def identity(self) -> Path:
-        """A random name, made by the first backup and restored with the home, by which a place of backups tells homes apart."""
-        return self.root / "identity"
-
-    @property
-    def gitignore(self) -> Path:
-        """The file by which git ignores the whole home, itself included."""
-        return self.root / ".gitignore"
-
-    @property
-    def lake(self) -> Path:
-        """Parquet files of features, and of the tables that are stored so."""
-        return self.root / "lake"
-
-    @property
-    def models(self) -> Path:
-        """Bundles by pipeline and version."""
-        return self.root / "models"
-
     def reports(self, pipeline: str) -> Path:
         """The folder of a pipeline's reports; raises WrongUseError if the name leads out of it."""
         return _below(self.root / "reports", pipeline)
-
-    @property
-    def staging(self) -> Path:
-        """Staged files of runs, one folder per run."""
-        return self.root / "staging"
-
-    @property
-    def spark_logs(self) -> Path:
-        """The folder of the logs of Spark that did not start."""
-        return self.root / "spark"
-
-    @property
-    def dagster(self) -> Path:
-        """DAGSTER_HOME."""
-        return self.root / "dagster"
 
     def features(self, pipeline: str) -> Path:
         """The folder of a pipeline's feature files; raises WrongUseError if the name leads out of the lake."""

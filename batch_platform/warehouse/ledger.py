@@ -418,8 +418,8 @@ def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
     They go on from the journal, which only grows: it keeps its entries when rows are dropped, and every copy of the
     warehouse has it. So no number is used twice, in a warehouse made from a copy either.
     """
-    ((newest,),) = con.execute(f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}.changes").fetchall()
-    return [*range(newest + 1, newest + 1 + count)]
+    first = newest_change(con) + 1
+    return [*range(first, first + count)]
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:

@@ -23,28 +23,27 @@ from typing import BinaryIO, TypeVar
 import duckdb
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
-from batch_platform.warehouse.checkpoint import sync
-from batch_platform.warehouse.compacting import remove_marked
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder_of, is_damage, require_not_lost
+from batch_platform.warehouse.deletion import remove_marked
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import READABLE_FROM, attach
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
-from batch_platform.warehouse.marks import (
+from batch_platform.warehouse.files import (
     NOTHING,
     copy_of,
     current_copy,
+    files_set_aside,
     log_of,
     mark_of,
     published_copies,
     read_marks,
+    sync,
     unfinished_copies,
     write_marks,
     written_by_others,
 )
-from batch_platform.warehouse.restore import files_set_aside
-from batch_platform.warehouse.sql import connect, literal, quoted, tables, transaction
-from batch_platform.warehouse.staging import sweep_all
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
+from batch_platform.warehouse.lock import sweep_all
+from batch_platform.warehouse.sql import READABLE_FROM, attach, connect, literal, quoted, tables, transaction
 from batch_platform.warehouse.tables_in_files import (
     files_in_lake,
     find_files,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.deciding import DECISION
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.predictions import DECISION
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.sql import folded, has_table, quoted
 
@@ -20,10 +20,7 @@ def replace_rows(
     """Replace the rows of some partitions by new rows, by column name, within the caller's transaction.
 
     The new rows are Parquet files or the name of a registered frame; their number is returned. See `fit_columns` for what
-    becomes of columns.
-
-    Raises:
-        DataError: Values do not fit the type of the table's column without loss.
+    becomes of columns, and what it raises.
     """
     rows, values = (new, {}) if isinstance(new, str) else rows_of_files(new)
     fit_columns(con, schema, table, rows, values)
@@ -72,16 +69,8 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
     Missing columns are added. A column without values takes the new type. A column whose name differs only by case is the
     same column, as in SQL, and takes the new spelling, by which the project reads it.
 
-    Args:
-        con: A connection within a transaction.
-        schema: Its schema.
-        table: Its name.
-        rows: The new rows, as SQL after FROM.
-        values: What that SQL binds.
-        read_in: The view in which the rows of all partitions are read; by default the table itself.
-
-    Raises:
-        DataError: Values do not fit the type of the table's column without loss.
+    The new rows are SQL after FROM that binds values. `read_in` is the view in which the rows of all partitions are read, by
+    default the table itself. Raises DataError if values do not fit the type of the table's column without loss.
     """
     name, everywhere = (f"{quoted(schema)}.{quoted(named)}" for named in (table, read_in or table))
     changed = not has_table(con, schema, table)

@@ -27,10 +27,9 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
 from batch_platform.declaration.errors import DamagedRowsError, WarehouseError, listed
-from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.descriptions import write_comments
+from batch_platform.warehouse.files import sync
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import (
     ScoreRun,
     create_table,
@@ -41,7 +40,7 @@ from batch_platform.warehouse.ledger import (
     selected,
 )
 from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, insert_rows, rows_of_files
-from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns, tables
+from batch_platform.warehouse.sql import folded, has_table, in_memory, literal, quoted, table_columns, tables
 
 HOME_VARIABLE = "batch_platform_home"  # name of a variable of DuckDB connections
 _PATH = "path_of_file"  # column that only the view's own queries see
@@ -133,15 +132,7 @@ def staged_files(
 ) -> list[StagedFile]:
     """Describe the staged files of a partition, without those that have no rows, and wait until all are on the disk.
 
-    Args:
-        run: The partition's row in the ledger.
-        table: The table whose rows the files hold.
-        paths: The files.
-        hashes: The XXH3 (128 bits) of each file. Left out: the files are read and hashed here.
-        challenger: The challenger whose scores they hold.
-
-    Raises:
-        WarehouseError: The disk does not take the files.
+    Without the XXH3 (128 bits) of each file, the files are read and hashed here. Raises WarehouseError if the disk does not take them.
     """
     columns, staged = dict[str, str](), list[StagedFile]()  # the first by Arrow's schema
     with storage_explained(run.pipeline, table, [run.partition_key]):
@@ -172,11 +163,8 @@ def replace_partitions(
 ) -> int:
     """Replace partitions of a pipeline's table by staged rows, in the caller's transaction; returns the number of rows.
 
-    Without a staged file, rows are only deleted.
-
-    Raises:
-        DataError: Values do not fit the type of the table's column without loss.
-        WarehouseError: A file cannot be brought into the lake.
+    Without a staged file, rows are only deleted. Raises as `fit_columns` does, and WarehouseError if a file cannot be brought into
+    the lake.
     """
     if new.files is not None and new.staged:
         _make_room(con, pipeline, table)
@@ -417,10 +405,8 @@ def require_undamaged(
 ) -> int:
     """Read every byte of the files with rows of some partitions, by default of all, and return how many rows they hold.
 
-    Rows in DuckDB need no such look: DuckDB checks the sum of each block that it reads.
-
-    Raises:
-        DamagedRowsError: A file is not as it was published.
+    Rows in DuckDB need no such look: DuckDB checks the sum of each block that it reads. Raises DamagedRowsError if a file is not
+    as it was published.
     """
     ((root,),) = con.execute(f"SELECT getvariable('{HOME_VARIABLE}')").fetchall()
     every = named_files(con, Home(Path(root)), pipeline=pipeline, partition_keys=partition_keys)

@@ -14,8 +14,8 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.deletion import DROPPED
 from batch_platform.warehouse.descriptions import reserved_tables
-from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, journal
 from batch_platform.warehouse.published import open_published
@@ -57,10 +57,8 @@ def open_table(
     """A table as it was last published, read-only and lazy; by default all partitions and columns.
 
     A table without partitions has no column for them. Of a measure such as `performance`, the rows of challengers are
-    read only if the column `challenger` is named.
-
-    Raises:
-        DataError: The table or one of the partitions is not published, or a column is missing.
+    read only if the column `challenger` is named. Raises DataError if the table or one of the partitions is not published, or a
+    column is missing.
     """
     con = _published(home, name)
     try:
@@ -143,14 +141,8 @@ def check_own(name: TableName) -> None:
 def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collection[str] | None) -> int:
     """Replace partitions of a user's table, or all of it, by the rows of a Parquet file, by column name.
 
-    Args:
-        warehouse: The warehouse of the home.
-        name: The table; created, like its schema, if it is missing.
-        file: The rows; with keys, the column `partition_key` names the partition of each row.
-        keys: The partitions to replace, with or without rows; None replaces the whole table, columns included.
-
-    Returns:
-        The number of rows in the file.
+    With keys, the column `partition_key` names the partition of each row; without, the whole table is replaced, columns included.
+    A missing table is created, like its schema. Returns the number of rows in the file.
 
     Raises:
         WrongUseError: The name is reserved, or the table belongs to a pipeline.

@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 import resource
-import sys
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,28 +15,35 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.cli import main
 from batch_platform.components import describe
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
+from batch_platform.declaration.errors import BatchPlatformError, SourceError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
-from batch_platform_tests.bad_input.fed import AFTER, DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, on_the_day
-from batch_platform_tests.harness.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
+from batch_platform_tests.bad_input.fed import (
+    AFTER,
+    DAY,
+    DAYS,
+    EVENTS,
+    PERIOD,
+    Fed,
+    assert_names,
+    is_refused,
+    on_the_day,
+)
+from batch_platform_tests.harness.command_line import COMMAND, Answer, clean_environment, exit_code
 from batch_platform_tests.harness.dagster_project import (
     PACKAGE,
+    forget_projects,
     pipeline_folder,
     write_dagster_project,
-    write_defs_yaml,
 )
 from batch_platform_tests.harness.deployment import Deployment, deploy, range_tags
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
-    feature_file,
-    small_declaration,
     small_events,
     small_spec,
     write_small_project,
@@ -61,20 +68,10 @@ def project(tmp_path: Path, **overrides: Any) -> Path:
 
 
 def command(folder: Path, *args: str) -> Answer:
-    """Call the command in this process, as if it had just started."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
+    """Call the command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["batch-platform", *args])
-        patch.setattr(sys, "path", [*sys.path])
-        for name in OWN_VARIABLES:
-            patch.setenv(name, "")
-            patch.delenv(name)
-        with pytest.raises(SystemExit) as done:
-            main()
-    return Answer(int(done.value.code or 0), out.getvalue(), err.getvalue())
+        return Answer(exit_code(patch, folder, *args), out.getvalue(), err.getvalue())
 
 
 def refused(folder: Path, *args: str, code: int = 2) -> str:
@@ -99,11 +96,9 @@ def loading(folder: Path) -> str:
     """The whole chain of errors with which Dagster's own loading refuses a project."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setenv(
-            "DAGSTER_IS_DEFS_VALIDATION_CLI", "1"
-        )  # as `dg check defs` does: elsewhere a broken pipeline is an asset
-        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-            del sys.modules[name]
+        # As `dg check defs` does: elsewhere a broken pipeline is an asset.
+        patch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
+        forget_projects()
         with pytest.raises(Exception) as refusal:  # noqa: PT011 - whatever Dagster wraps it in
             dg.Definitions.validate_loadable(dg.load_from_defs_folder(path_within_project=folder / PACKAGE))
     message, error = "", refusal.value
@@ -112,25 +107,19 @@ def loading(folder: Path) -> str:
     return message
 
 
-def written(tmp_path: Path, text: str) -> tuple[Path, Path]:
-    """A project whose `defs.yaml` holds a text; returns the project and the file."""
+def redeclared(tmp_path: Path, old: str, new: str) -> tuple[Path, Path]:
+    """A project with a replaced part of its `defs.yaml`; returns the project and the file."""
     folder = project(tmp_path)
     file = pipeline_folder(folder) / "defs.yaml"
-    file.write_text(text, encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
     return folder, file
-
-
-def good_yaml(tmp_path: Path) -> str:
-    file = write_defs_yaml(tmp_path / "good", small_declaration())
-    return file.read_text(encoding="utf-8")
 
 
 def yaml_refused(tmp_path: Path, *, old: str, new: str, message: list[str], dagster: list[str] | None = None) -> None:
     """A declaration with a replaced part is refused with its file, the line of the replacement, and the key."""
-    text = good_yaml(tmp_path)
-    assert old in text
-    changed = text.replace(old, new, 1)
-    folder, file = written(tmp_path, changed)
+    folder, file = redeclared(tmp_path, old, new)
     error = refused(folder, "check")
     assert f"{file}:" in error
     assert_names(error, *message)
@@ -147,10 +136,7 @@ def bomb(levels: int, indent: str) -> str:
 
 def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...] = ("check",)) -> None:
     """Refused before Dagster loads it, which would never end, in a process with little time and memory."""
-    import subprocess
-
-    text = good_yaml(tmp_path)
-    folder, file = written(tmp_path, text.replace(at, at + bomb(30, indent), 1))
+    folder, file = redeclared(tmp_path, at, at + bomb(30, indent))
     done = subprocess.run(
         [COMMAND, *args],
         cwd=folder,
@@ -181,37 +167,24 @@ def an_object(tmp_path: Path, *, tag: str) -> None:
     assert not canary.exists()
 
 
-def a_pipeline_of_that_name(tmp_path: Path, *, name: str) -> None:
-    folder = project(tmp_path, name=name)
+def a_name(tmp_path: Path, *, place: str, **overrides: Any) -> None:
+    """The name of a pipeline or of a source."""
+    folder = project(tmp_path, **overrides)
+    expected = "is not a valid name: use at most 63 lower-case letters"
     file = pipeline_folder(folder) / "defs.yaml"
-    assert_names(
-        refused(folder, "check"),
-        f"{file}:3: attributes.name: ",
-        "is not a valid name: use at most 63 lower-case letters",
-    )
-    assert_names(loading(folder), "is not a valid name: use at most 63 lower-case letters")
+    assert_names(refused(folder, "check"), f"{file}:", f"{place}: ", expected)
+    assert_names(loading(folder), expected)
 
 
-def a_source_of_that_name(tmp_path: Path, *, name: str) -> None:
-    folder = project(tmp_path, sources={name: {"parquet": "events.parquet"}})
-    assert_names(
-        refused(folder, "check"),
-        "defs.yaml:",
-        "attributes.sources: ",
-        "is not a valid name: use at most 63 lower-case letters",
-    )
-
-
-def sql_of_that_name(tmp_path: Path, *, name: str, block: str) -> None:
+def sql_of_that_name(tmp_path: Path, *, name: str) -> None:
     """A path of SQL outside the folder of its pipeline is refused."""
     (tmp_path / "small").write_text(FEATURES_SQL)
-    folder = project(tmp_path, **{block: {"sql": name}})
-    if name in (LONG, "%2e%2e%2fsmall", HOSTILE_NAMES["SQL"], "small\n"):
-        assert_names(refused(folder, "check", code=1), "small: ", "cannot be read")
+    folder = project(tmp_path, features={"sql": name})
+    if name in ("../../small", "/etc/passwd", ""):
+        message = "is not the name of a file in this folder"
+        assert_names(refused(folder, "check"), "defs.yaml:", "attributes.features", message)
     else:
-        assert_names(
-            refused(folder, "check"), "defs.yaml:", f"attributes.{block}", "is not the name of a file in this folder"
-        )
+        assert_names(refused(folder, "check", code=1), "small: ", "cannot be read")
 
 
 def sql_behind_a_link(tmp_path: Path, *, block: str) -> None:
@@ -226,20 +199,15 @@ def sql_behind_a_link(tmp_path: Path, *, block: str) -> None:
 def a_source_path(tmp_path: Path, *, path: str) -> None:
     """A source may be anywhere, but must exist."""
     fed = Fed.scored(tmp_path)
-    before = fed.snapshot()
     fed.declare(sources={"events": {"parquet": path}})
-    assert_names(fed.refused(lambda: fed.run(DAY, force=True), SourceError), "'events' of 'small'", "sources.events")
-    assert fed.snapshot() == before
-    fed.holds(before)
+    fed.stays("'events' of 'small'", "sources.events", error=SourceError)
 
 
 def a_partition_key(tmp_path: Path, *, key: str) -> None:
     folder = project(tmp_path)
-    for args in (("--partition", key), ("--from", key), ("--to", key)):
-        if key or args[0] != "--partition":
-            answer = command(folder, "run", "small", *args) if key else None
-            if answer is not None:
-                assert (answer.code, "is not the key of a partition" in answer.error) == (2, True), answer
+    for option in ("--partition", "--from", "--to"):
+        answer = command(folder, "run", "small", option, key)
+        assert (answer.code, "is not the key of a partition" in answer.error) == (2, True), answer
     assert not (folder / ".batch_platform" / "lake" / "small").exists()
 
 
@@ -269,37 +237,9 @@ def a_version(tmp_path: Path, *, name: str) -> None:
     folder = project(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     for args in (("models", "small", "show", name), ("run", "small", "--partition", DAY, "--model", name)):
-        if name:
-            answer = command(folder, *args)
-            assert answer.code in (1, 2), answer
-            assert_names(answer.error, "small", "has no version" if args[0] == "models" else "")
-            assert_names(answer.error, "Hint:")
-
-
-def a_project(tmp_path: Path, *, folder: str) -> None:
-    (tmp_path / "empty").mkdir()
-    message = refused(tmp_path / "empty", "--project", folder, "status")
-    assert_names(message, "is not a folder" if folder != "." else "has no pyproject.toml", "Hint:")
-
-
-def links_in_the_home(tmp_path: Path) -> None:
-    """A link within the home is neither followed for writing nor emptied."""
-    fed = Fed.scored(tmp_path)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_text("as it was")
-    (fed.pipeline.home.staging / "run-linked").symlink_to(outside)
-    features = feature_file(fed.pipeline, DAY)
-    usual = features.read_bytes()
-    (outside / "features").write_bytes(usual)
-    features.unlink()
-    features.symlink_to(outside / "features")
-    message = fed.refused(lambda: fed.run(DAY, force=True))
-    assert_names(message, str(features), "leads out of", "by a link", "remove the link")
-    features.unlink()
-    fed.run(DAY, force=True)
-    assert features.read_bytes() == usual
-    assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"precious": b"as it was", "features": usual}
+        answer = command(folder, *args)
+        assert answer.code in (1, 2), answer
+        assert_names(answer.error, "small", "has no version" if args[0] == "models" else "", "Hint:")
 
 
 def the_label_declared(tmp_path: Path, *, overrides: dict[str, Any], message: str) -> None:
@@ -307,18 +247,6 @@ def the_label_declared(tmp_path: Path, *, overrides: dict[str, Any], message: st
     assert_names(
         refused(folder, "check"), "defs.yaml:", "attributes: ", message, "it is not known when a row is scored"
     )
-
-
-def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[str], message: str) -> None:
-    """Refused however the SQL capitalises the name."""
-    fed = Fed.scored(tmp_path)
-    before = fed.snapshot()
-    fed.declare(labels={"outcomes": outcomes})
-    fed.feed(features_sql=FEATURES_SQL.replace(" known", f" known, {column}"))
-    text = fed.refused(lambda: fed.run(DAY, force=True), DataError)
-    assert_names(text, f"small, partition {DAY}", message)
-    assert fed.snapshot() == before
-    fed.holds(before)
 
 
 def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
@@ -397,19 +325,80 @@ def sql_that_reads_more_than_its_partition(folder: Path) -> None:
     assert built.build.rows == 40
 
 
+Yaml = tuple[str, str, str, list[str], list[str] | None]
+YAML: tuple[Yaml, ...] = (  # what is replaced, by what, and what the command and Dagster name; None: the same
+    (
+        "B15 nothing as the path of a source",
+        *("parquet: events.parquet", "parquet: ''", ["attributes.sources.events", "parquet is empty"], None),
+    ),
+    (
+        "B16 an unknown key",
+        *("  features:\n", "  featurs:\n", ["attributes", "unknown key 'featurs'", "did you mean 'features'"], None),
+    ),
+    (
+        "B16 an unknown key deep inside",
+        *("      every: month\n", "      evry: month\n"),
+        *(["attributes.model.train", "unknown key 'evry'", "did you mean 'every'"], None),
+    ),
+    (
+        "B16 a key twice",
+        *(
+            ATTRIBUTES,
+            f"{ATTRIBUTES}  name: other\n",
+            ["defs.yaml:4", "attributes.name", "twice, first in line 3"],
+            None,
+        ),
+    ),
+    (
+        "B16 a key twice deep inside",
+        *("    delay: 1 day\n", "    delay: 1 day\n    delay: 0 days\n"),
+        *(["attributes.labels.delay", "occurs twice"], None),
+    ),
+    (
+        "B16 no as a name",
+        *("name: small", "name: no", ["defs.yaml:3", "attributes.name", "must be a text"]),
+        ["defs.yaml:3", "attributes.name"],
+    ),
+    (
+        "B16 no in a list",
+        *("    - shop\n", "    - no\n", ["attributes.predictions.keep.0", "must be a text"]),
+        ["defs.yaml", "attributes.predictions.keep.0"],
+    ),
+    (
+        "B16 no as a choice",
+        *("every: day", "every: off", ["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"], None),
+    ),
+    (
+        "B16 no as the name of a source",
+        *("    events:\n", "    no:\n", ["attributes.sources", "must be a text"], ["defs.yaml", "attributes.sources"]),
+    ),
+    (
+        "B16 an alias inside of its anchor",
+        *("    params:\n", "    params: &all\n      again: *all\n"),
+        *(["attributes.model.params", "an alias occurs inside"], []),
+    ),
+    (
+        "B16 a tag of one's own",
+        *("name: small", "name: !secret small", ["defs.yaml:3", "attributes.name", "the tag !secret"], ["!secret"]),
+    ),
+    ("B16 no YAML", "name: small", "name: [small", ["not valid YAML"], ["line"]),
+    ("B16 a control character", "name: small", "name: sm\x07all", [], []),
+)
+
 CASES: dict[str, Case] = {
     **{
-        f"B15 {what} as the name of a pipeline": partial(a_pipeline_of_that_name, name=name)
+        f"B15 {what} as the name of a pipeline": partial(a_name, place="attributes.name", name=name)
         for what, name in HOSTILE_NAMES.items()
     },
     **{
-        f"B15 {what} as the name of a source": partial(a_source_of_that_name, name=name)
+        f"B15 {what} as the name of a source": partial(
+            a_name, place="attributes.sources", sources={name: {"parquet": "events.parquet"}}
+        )
         for what, name in HOSTILE_NAMES.items()
     },
     **{
-        f"B15 {what} as the name of {block}.sql": partial(sql_of_that_name, name=name, block=block)
+        f"B15 {what} as the name of features.sql": partial(sql_of_that_name, name=name)
         for what, name in HOSTILE_NAMES.items()
-        for block in ("features", "labels")
     },
     **{f"B15 {block}.sql behind a link": partial(sql_behind_a_link, block=block) for block in ("features", "labels")},
     **{
@@ -419,90 +408,21 @@ CASES: dict[str, Case] = {
     **{
         f"B15 {what} as the key of a partition": partial(a_partition_key, key=key)
         for what, key in HOSTILE_NAMES.items()
+        if key
     },
     **{
         f"B15 {what} as a tag of Dagster's": partial(a_partition_key_in_a_tag, key=HOSTILE_NAMES[what])
         for what in ("dots", "SQL")
     },
-    **{f"B15 {what} as a version": partial(a_version, name=name) for what, name in HOSTILE_NAMES.items()},
+    **{f"B15 {what} as a version": partial(a_version, name=name) for what, name in HOSTILE_NAMES.items() if name},
     **{
-        f"B15 {what} as a project": partial(a_project, folder=folder)
-        for what, folder in {
-            "dots": "../nowhere",
-            "a file": "/etc/passwd",
-            "300 characters": LONG,
-            "no project": ".",
-        }.items()
+        name: partial(yaml_refused, old=old, new=new, message=message, dagster=dagster)
+        for name, old, new, message, dagster in YAML
     },
-    "B15 nothing as the path of a source": partial(
-        yaml_refused,
-        old="parquet: events.parquet",
-        new="parquet: ''",
-        message=["attributes.sources.events", "parquet is empty"],
-    ),
-    "B15 links in the home": links_in_the_home,
-    "B16 an unknown key": partial(
-        yaml_refused,
-        old="  features:\n",
-        new="  featurs:\n",
-        message=["attributes", "unknown key 'featurs'", "did you mean 'features'?"[:-1]],
-    ),
-    "B16 an unknown key deep inside": partial(
-        yaml_refused,
-        old="      every: month\n",
-        new="      evry: month\n",
-        message=["attributes.model.train", "unknown key 'evry'", "did you mean 'every'"],
-    ),
-    "B16 a key twice": partial(
-        yaml_refused,
-        old=ATTRIBUTES,
-        new=f"{ATTRIBUTES}  name: other\n",
-        message=["defs.yaml:4", "attributes.name", "twice, first in line 3"],
-    ),
-    "B16 a key twice deep inside": partial(
-        yaml_refused,
-        old="    delay: 1 day\n",
-        new="    delay: 1 day\n    delay: 0 days\n",
-        message=["attributes.labels.delay", "occurs twice"],
-    ),
-    "B16 no as a name": partial(
-        yaml_refused,
-        old="name: small",
-        new="name: no",
-        message=["defs.yaml:3", "attributes.name", "must be a text"],
-        dagster=["defs.yaml:3", "attributes.name"],
-    ),
-    "B16 no in a list": partial(
-        yaml_refused,
-        old="    - shop\n",
-        new="    - no\n",
-        message=["attributes.predictions.keep.0", "must be a text"],
-        dagster=["defs.yaml", "attributes.predictions.keep.0"],
-    ),
-    "B16 no as a choice": partial(
-        yaml_refused,
-        old="every: day",
-        new="every: off",
-        message=["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"],
-    ),
-    "B16 no as the name of a source": partial(
-        yaml_refused,
-        old="    events:\n",
-        new="    no:\n",
-        message=["attributes.sources", "must be a text"],
-        dagster=["defs.yaml", "attributes.sources"],
-    ),
     "B16 an anchor bomb": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  "),
     "B16 an anchor bomb before a run": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  ", args=("run", "small")),
     "B16 an anchor bomb in a block that holds anything": partial(an_anchor_bomb, at="    params:\n", indent="      "),
     "B16 an anchor bomb beside the attributes": partial(an_anchor_bomb, at="", indent=""),
-    "B16 an alias inside of its anchor": partial(
-        yaml_refused,
-        old="    params:\n",
-        new="    params: &all\n      again: *all\n",
-        message=["attributes.model.params", "an alias occurs inside"],
-        dagster=[],
-    ),
     **{
         f"B16 !!python/{tag.partition(' ')[0]}": partial(an_object, tag=tag)
         for tag in (
@@ -514,17 +434,6 @@ CASES: dict[str, Case] = {
             "tuple [a, b]",
         )
     },
-    "B16 a tag of one's own": partial(
-        yaml_refused,
-        old="name: small",
-        new="name: !secret small",
-        message=["defs.yaml:3", "attributes.name", "the tag !secret"],
-        dagster=["!secret"],
-    ),
-    "B16 no YAML": partial(
-        yaml_refused, old="name: small", new="name: [small", message=["not valid YAML"], dagster=["line"]
-    ),
-    "B16 a control character": partial(yaml_refused, old="name: small", new="name: sm\x07all", message=[], dagster=[]),
     **{
         f"B17 the label as {what}": partial(
             the_label_declared, overrides=overrides, message="the label 'returned' cannot be"
@@ -543,24 +452,19 @@ CASES: dict[str, Case] = {
         overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},
         message="known only with the label, 'refunded_at' cannot be",
     ),
-    "B17 the label in the SQL": partial(
-        the_label_among_the_features,
-        column="returned",
-        outcomes=[],
-        message="the label 'returned' is among the features",
-    ),
-    "B17 the label in capitals": partial(
-        the_label_among_the_features,
-        column="returned AS RETURNED",
-        outcomes=[],
-        message="the label 'returned' is among the features",
-    ),
-    "B17 an outcome in the SQL": partial(
-        the_label_among_the_features,
-        column="ts AS refunded_at",
-        outcomes=["refunded_at"],
-        message="the outcome 'refunded_at' is among the features",
-    ),
+    **{
+        f"B17 {what}": partial(
+            is_refused,
+            scored={"labels": {"outcomes": ["refunded_at"]}},
+            feed={"features_sql": FEATURES_SQL.replace(" known", f" known, {column}")},
+            named=[f"small, partition {DAY}", f"{named} is among the features"],
+        )
+        for what, column, named in (
+            ("the label in the SQL", "returned", "the label 'returned'"),
+            ("the label in capitals", "returned AS RETURNED", "the label 'returned'"),
+            ("an outcome in the SQL", "ts AS refunded_at", "the outcome 'refunded_at'"),
+        )
+    },
     "B17 a number that decides": partial(
         a_feature_that_decides, column="coalesce(returned, false)::INT * 3", flagged=True
     ),

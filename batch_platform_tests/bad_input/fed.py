@@ -5,11 +5,10 @@ on real files and a real warehouse, by the steps that Dagster's assets and the c
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Committed, Pipeline
 from batch_platform.pipeline.train import Trained
@@ -25,12 +24,11 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.harness.small_pipeline import (
     feature_file,
+    finished_pipeline,
     small_events,
-    small_pipeline,
     small_spec,
     write_small_project,
 )
-from batch_platform_tests.harness.starting_points import made_once
 
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 DAY = DAYS[1]
@@ -39,7 +37,9 @@ MARKS = ["scored_at", "run_id"]  # what differs when the same rows are written a
 TABLES = ("predictions", "rejected_rows")
 FILES = ("events", "features_sql", "labels_sql")
 EVENTS = small_events()
+SCORED_AT = datetime(2024, 2, 3, 23, tzinfo=UTC)  # the end of the last of the days
 AFTER = datetime(2024, 3, 2, tzinfo=UTC)
+LONGEST = 2_000  # characters: a message is a paragraph, whatever the data hold
 
 Rows = dict[str, pl.DataFrame]
 
@@ -74,21 +74,8 @@ class Fed:
     @classmethod
     def scored(cls, tmp_path: Path, **overrides: Any) -> "Fed":
         """Build, train and score; overrides as for `small_pipeline`. Made once per session and overrides, and copied."""
-        template = made_once(tmp_path, f"fed_{_fingerprint(overrides)}", lambda made: cls._made(made, overrides))
-        for part in ("project", "home"):
-            shutil.copytree(template / part, tmp_path / part, symlinks=True)
+        finished_pipeline(tmp_path, SCORED_AT, **overrides)
         return cls(tmp_path, dict(overrides), cls._opened(tmp_path, overrides))
-
-    @classmethod
-    def _made(cls, tmp_path: Path, overrides: dict[str, Any]) -> "Fed":
-        fed = cls(tmp_path, dict(overrides), small_pipeline(tmp_path, **overrides))
-        pipeline, calendar = fed.pipeline, fed.pipeline.spec.partitions.calendar
-        period = calendar.named(PERIOD)
-        stamp = Stamp("training", AFTER)
-        list(pipeline.build_features(calendar.within(calendar.first_start, period.start), stamp))
-        pipeline.train(period, stamp)
-        fed.run(*DAYS)
-        return fed
 
     @staticmethod
     def _opened(tmp_path: Path, overrides: Mapping[str, Any]) -> Pipeline:
@@ -150,7 +137,17 @@ class Fed:
         message = str(refused.value)
         assert_names(message, "small", *named)
         assert refused.value.hint, message
+        assert (message.count("Hint:"), len(message) < LONGEST) == (1, True), message
         self.recovers(before)
+        return message
+
+    def stays(self, *named: str, error: type[BatchPlatformError], force: bool = True) -> str:
+        """Run the day, which fails and changes nothing, not even features; returns the message, which must name all of `named`."""
+        before = self.snapshot()
+        message = self.refused(lambda: self.run(DAY, force=force), error)
+        assert_names(message, *named)
+        assert self.snapshot() == before
+        self.holds(before)
         return message
 
     def takes(self, *, force: bool = True) -> Committed:
@@ -172,15 +169,8 @@ class Fed:
     @staticmethod
     def without_marks(done: Committed) -> tuple[object, ...]:
         run = done.run
-        return (
-            run.rows_in,
-            run.rows_scored,
-            run.rows_rejected,
-            done.reasons,
-            done.unseen,
-            run.input_hash,
-            run.model_sha256,
-        )
+        counts = (run.rows_in, run.rows_scored, run.rows_rejected)
+        return (*counts, done.reasons, done.unseen, run.input_hash, run.model_sha256)
 
     def stamp(self) -> Stamp:
         self.runs += 1
@@ -196,13 +186,11 @@ class Fed:
         return self.pipeline.train(self.partition(PERIOD), self.stamp(), params=params)
 
     @staticmethod
-    def refused(
-        work: Callable[[], object], error: type[BatchPlatformError] = BatchPlatformError, *, hint: bool = True
-    ) -> str:
-        """Do work that is refused; returns the message, which must have a hint unless said otherwise."""
+    def refused(work: Callable[[], object], error: type[BatchPlatformError] = BatchPlatformError) -> str:
+        """Do work that is refused; returns the message, which must have a hint."""
         with pytest.raises(error) as refused:
             work()
-        assert refused.value.hint or not hint
+        assert refused.value.hint
         return str(refused.value)
 
     def snapshot(self) -> "Snapshot":
@@ -257,13 +245,18 @@ class Snapshot:
         }
 
 
-def _fingerprint(overrides: Mapping[str, Any]) -> str:
-    """A hash of the overrides; a table counts by its schema and rows."""
-    facts = {
-        name: (value.schema, value.hash_rows().to_list()) if isinstance(value, pl.DataFrame) else value
-        for name, value in sorted(overrides.items())
-    }
-    return sha256(repr(facts).encode()).hexdigest()[:16]
+def is_refused(
+    tmp_path: Path,
+    *,
+    feed: Mapping[str, Any],
+    named: Sequence[str],
+    scored: Mapping[str, Any] | None = None,
+    error: type[BatchPlatformError] = DataError,
+) -> None:
+    """A pipeline that is declared as `scored` refuses the files that it is fed, with a message that names everything."""
+    fed = Fed.scored(tmp_path, **(scored or {}))
+    fed.feed(**feed)
+    fed.refuses(*named, error=error)
 
 
 def assert_names(message: str, *named: str) -> None:

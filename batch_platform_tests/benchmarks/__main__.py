@@ -16,45 +16,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 from batch_platform_tests.benchmarks import (
-    backfill,
     commit,
     contenders,
-    cores,
-    deliveries,
     growth,
     history,
     kernels,
-    memory,
     monitoring,
     project,
-    publish,
     refinements,
-    report,
     scoring,
     spark,
-    stores,
     tables,
 )
-from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
+from batch_platform_tests.benchmarks.environments import PINNED, Environments, Options, default_folder
 from batch_platform_tests.benchmarks.measuring import Result
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.reporting import losses, machine, table, versions
 
 WORKLOADS = {
     "scoring": scoring,
-    "backfill": backfill,
-    "memory": memory,
     "monitoring": monitoring,
-    "cores": cores,
-    "deliveries": deliveries,
     "kernels": kernels,
     "commit": commit,
-    "publish": publish,
     "growth": growth,
     "refinements": refinements,
-    "report": report,
     "spark": spark,
-    "stores": stores,
     "tables": tables,
     "history": history,
 }
@@ -67,8 +52,6 @@ NAMES = {
     *monitoring.PEERS,
     *scoring.SIZES,
     *refinements.CASES,
-    *refinements.EXPLAINERS,
-    *deliveries.SCRIPTS,
 }
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.warehouse.home import Home
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, Spent, in_turn, run
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.warehouse_work import PIPELINE
 
 TITLE = "Commit: seconds that the warehouse is locked, and the longest wait of 8 writers"

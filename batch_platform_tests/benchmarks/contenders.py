@@ -1,60 +1,63 @@
-"""The contenders of scoring: how each is run on the same Parquet files, and where it writes its scores.
+"""The contenders of scoring: this project, and the script in `peers/`, which reads the same feature files.
 
-A peer is a script in `peers/`, called with the exported model, an output and the files. All contenders read the feature
-files of batch_platform, so that none has a better layout.
+The script is called with the exported model, an output and the files, so that neither contender has a better layout.
+All contenders must give each row the same score.
 """
 
-import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import duckdb
+import polars as pl
 
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform_tests.benchmarks.agreement import Scores
-from batch_platform_tests.benchmarks.environments import Environments, java_home
 from batch_platform_tests.benchmarks.measuring import OURS, Cost, run
 from batch_platform_tests.benchmarks.project import Project
 
 PEERS = Path(__file__).with_name("peers")
+CONTENDERS = [OURS, "script"]
 
 
 @dataclass(frozen=True)
-class Peer:
-    """Another way to score.
+class Scores:
+    """Scores that a contender has written into a DuckDB file.
 
     Args:
-        script: File name in `peers/`.
-        output: Name of the DuckDB file, or of the folder of Parquet files, that it writes.
-        shares_environment: Whether it runs in the environment of this process.
+        path: The file.
+        table: Its table.
+        day: Column that holds the day.
+        keys: The days that were scored.
     """
 
-    script: str
-    output: str
-    shares_environment: bool = False
+    path: Path
+    table: str
+    day: str
+    keys: Sequence[str]
+
+    def rows(self) -> pl.DataFrame:
+        """The scores of these days, in order of the key."""
+        query = f"SELECT id, score, prediction FROM {self.table} WHERE list_contains($keys, {self.day}) ORDER BY id"
+        with duckdb.connect(str(self.path), read_only=True) as con:
+            return con.sql(query, params={"keys": list(self.keys)}).pl()
 
 
-ALL_PEERS = {
-    "script": Peer("script.py", "scores.duckdb", shares_environment=True),
-    "sklearn_in_memory": Peer("sklearn_in_memory.py", "scores", shares_environment=True),
-    "stock_dagster": Peer("stock_dagster.py", "scores.duckdb"),
-    "ray": Peer("ray_data.py", "scores"),
-    "spark": Peer("spark_map.py", "scores"),
-}
-CONTENDERS = [OURS, *ALL_PEERS]
-
-
-def require_peers(contenders: Sequence[str], environments: Environments) -> None:
-    """Install the environments of contenders before anything is measured.
+def require_same(contender: str, scores: pl.DataFrame, expected: pl.DataFrame, tolerance: float) -> None:
+    """Compare the scores of a contender with those of the first one, both in order of the key.
 
     Raises:
-        SystemExit: An environment cannot be installed, or Java is missing.
+        SystemExit: Rows are missing or too many, or a score or a prediction differs.
     """
-    for name in contenders:
-        if name != OURS and not ALL_PEERS[name].shares_environment:
-            environments.python(name)
-    if "spark" in contenders:
-        java_home()
+    if not scores["id"].equals(expected["id"]):
+        sys.exit(f"{contender} scored {scores.height} rows instead of {expected.height}, or others.")
+    distance = (scores["score"] - expected["score"]).abs()
+    same = (distance <= tolerance) & (
+        (scores["prediction"] == expected["prediction"]) | ((scores["score"] - 0.5).abs() <= tolerance)
+    )
+    if not same.all():
+        sys.exit(f"{contender} gives other scores for {(~same).sum()} rows; they differ by up to {distance.max()}.")
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,11 @@ class Job:
         project: A project that is ready to score.
         keys: Contiguous partition keys, oldest first.
         model: File of the exported model.
-        environments: Environments of the peers.
     """
 
     project: Project
     keys: Sequence[str]
-    model: Path
-    environments: Environments
+    model: Path = Path()
 
     @property
     def files(self) -> list[str]:
@@ -85,21 +86,8 @@ class Job:
         if contender == OURS:
             home = self.project.copy_ready(folder)
             cost = self.project.run(home, "--from", self.keys[0], "--to", self.keys[-1])
-            return cost, Scores(home.published, f"{self.project.pipeline}.predictions", self.keys)
+            return cost, Scores(home.published, f"{self.project.pipeline}.predictions", "partition_key", self.keys)
         folder.mkdir(parents=True)
-        return self.score_by_peer(contender, folder)
-
-    def score_by_peer(self, contender: str, folder: Path, *flags: str) -> tuple[Cost, Scores]:
-        """Score the partitions with a peer, which writes into an existing folder."""
-        peer = ALL_PEERS[contender]
-        output = folder / peer.output
-        cost = self._run(contender, peer, output, flags)
-        if contender == "sklearn_in_memory":  # it reports its own time: reading and writing do not count
-            cost = replace(cost, **json.loads(cost.output))
-        return cost, Scores(output, "main.scores" if output.suffix == ".duckdb" else None, self.keys)
-
-    def _run(self, contender: str, peer: Peer, output: Path, flags: Sequence[str]) -> Cost:
-        python = self.environments.own() if peer.shares_environment else self.environments.python(contender)
-        command = [str(python), str(PEERS / peer.script), str(self.model), str(output), *self.files, *flags]
-        variables = {"JAVA_HOME": str(java_home())} if contender == "spark" else {}
-        return run(command, output.parent, **variables)
+        output = folder / "scores.duckdb"
+        cost = run([sys.executable, str(PEERS / "script.py"), str(self.model), str(output), *self.files], folder)
+        return cost, Scores(output, "scores", "day", self.keys)

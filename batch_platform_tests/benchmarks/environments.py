@@ -6,10 +6,10 @@ contenders evaluate the same estimator.
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,15 +18,10 @@ from batch_platform_tests.benchmarks.measuring import inherited
 
 SHARED = ("scikit-learn", "numpy", "scipy", "joblib", "polars", "pyarrow")  # in the versions of this process
 PINNED: dict[str, tuple[str, ...]] = {
-    "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
-    "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
-    "databases": ("connectorx==0.4.6", "psycopg[binary]==3.3.9"),
-    "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
     "lignum": ("pylignum==0.3.0",),
     "lleaves": ("lleaves==1.3.0", "llvmlite==0.44.0"),  # lleaves calls what later releases of llvmlite lack
     "tl2cgen": ("tl2cgen==1.0.0", "treelite==4.8.1"),
     "onnxruntime": ("onnxruntime==1.32.0", "onnxmltools==1.16.0", "lightgbm==4.7.0", "xgboost-cpu==3.2.0"),
-    "shap": ("shap==0.51.0",),
     "evidently": ("evidently==0.7.23", "pandas==2.3.3", "pyarrow==26.0.1"),
     "nannyml": (
         "nannyml==0.13.1",
@@ -38,8 +33,6 @@ PINNED: dict[str, tuple[str, ...]] = {
     ),
 }
 ALONE = ("evidently", "nannyml")  # they judge rows, not our model: they need not share its libraries' versions
-JAVA_VERSIONS = ("17", "21")
-USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
 
 
 @dataclass(frozen=True)
@@ -47,10 +40,6 @@ class Environments:
     """Virtual environments in one folder, each created at its first use and kept."""
 
     folder: Path
-
-    def own(self) -> Path:
-        """The interpreter of this process."""
-        return Path(sys.executable)
 
     def python(self, name: str) -> Path:
         """The interpreter of a peer's environment.
@@ -87,28 +76,28 @@ def default_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "batch_platform" / "benchmarks"
 
 
-def java_home() -> Path:
-    """A Java that Spark can run on: the one in JAVA_HOME, otherwise one in the usual places.
+@dataclass(frozen=True)
+class Options:
+    """Options that every workload is measured with.
 
-    Raises:
-        SystemExit: No such Java is installed.
+    Args:
+        rows: Rows of the large case of each workload.
+        repeat: Number of measurements of each contender.
+        only: Names of contenders and of kinds of models; empty for all.
+        environments: Where peers are installed.
+        folder: Folder for data, projects and outputs. Empty at first, removed at the end.
+        partitions: Numbers of partitions that `growth` measures.
+        at: Commits that `history` measures; empty for its default.
     """
-    named = os.environ.get("JAVA_HOME")
-    homes = [Path(named)] if named else []
-    for place in USUAL_PLACES:
-        homes += sorted(Path(place).glob("*")) + sorted(Path(place).glob("*/Contents/Home"))
-    for home in homes:
-        if _java_version(home) in JAVA_VERSIONS:
-            return home
-    return sys.exit(
-        f"Spark needs Java {' or '.join(JAVA_VERSIONS)}, which is neither in JAVA_HOME nor in "
-        f"{', '.join(USUAL_PLACES)}; install one (Debian: openjdk-17-jre-headless) or leave spark out with --only."
-    )
 
+    rows: int
+    repeat: int
+    only: frozenset[str]
+    environments: Environments
+    folder: Path
+    partitions: Sequence[int] = ()
+    at: Sequence[str] = ()
 
-def _java_version(home: Path) -> str | None:
-    release = home / "release"
-    if not (home / "bin" / "java").exists() or not release.is_file():
-        return None
-    version = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', release.read_text(encoding="utf-8", errors="replace"))
-    return version[1] if version else None
+    def chosen(self, names: list[str]) -> list[str]:
+        """Select the names that are in `only`; all of them if none is."""
+        return [name for name in names if name in self.only] or names

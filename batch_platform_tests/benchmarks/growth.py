@@ -8,24 +8,41 @@ due, and a training on the whole history. The backfill and the training are meas
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from shutil import copytree, rmtree
+from typing import Any
 
+import dagster as dg
 import polars as pl
 
+from batch_platform.cli.instance import prepare_instance
+from batch_platform.cli.project import find_project
+from batch_platform.components import wiring  # noqa: F401 - imported before the clock starts
+from batch_platform.pipeline import pipeline  # noqa: F401 - imported before the clock starts
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.benchmarks.hourly_work import PIPELINE
-from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, ROOT, Cost, Result, Spent, in_turn, medians, run
-from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.environments import Options
+from batch_platform_tests.benchmarks.measuring import (
+    COMMAND,
+    OURS,
+    ROOT,
+    Cost,
+    Result,
+    Spent,
+    clocks,
+    in_turn,
+    medians,
+    run,
+)
 from batch_platform_tests.harness.dagster_project import write_dagster_project, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import small_declaration, small_events
 
 TITLE = "Growth with history; rows are partitions"
 START, ROWS = datetime(2020, 1, 1, tzinfo=UTC), 10
+PIPELINE, AFTER_ALL = "small", datetime(2025, 3, 1, tzinfo=UTC)
 BEFORE_ITS_MODEL = 7 * 24  # hours without predictions
 BACKFILL, ONE, TRAINING, TICK = "backfill", "one partition", "training", "tick"
 SLOPES = (BACKFILL, ONE, "status", TICK, TRAINING)
@@ -100,9 +117,7 @@ def write_project(folder: Path, partitions: int) -> Path:
 def tick(project: Path, home: Path) -> Tick:
     """Load the definitions and evaluate one tick in a process of its own."""
     variables = {"PYTHONPATH": str(ROOT), HOME_VARIABLE: str(home)}
-    cost = run(
-        [sys.executable, "-m", "batch_platform_tests.benchmarks.hourly_work", str(project)], project, **variables
-    )
+    cost = run([sys.executable, "-m", "batch_platform_tests.benchmarks.growth", str(project)], project, **variables)
     printed = json.loads(cost.output)
     return Tick(Spent(**printed["load"]), Spent(**printed["tick"]), printed["requests"], cost.peak_mib)
 
@@ -167,3 +182,27 @@ def _mib(folder: Path) -> float:
     """Size of the files below a folder; those behind links do not count."""
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return sum(file.stat().st_size for file in files) / 2**20
+
+
+def evaluated_tick(folder: Path) -> dict[str, Any]:
+    """Load the definitions and evaluate one tick after the last partition, as the code server does for the daemon."""
+    began = clocks()
+    project = find_project(folder)
+    named = project.definitions.get_repository_def().get_schedule_def
+    scoring, training = (named(f"{PIPELINE}_{duty}_when_due") for duty in ("score", "train"))
+    loaded = clocks()
+    with (
+        dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance,
+        dg.build_schedule_context(instance=instance, scheduled_execution_time=AFTER_ALL) as context,
+    ):
+        ready = clocks()
+        requests = len(scoring.evaluate_tick(context).run_requests or ())
+        ticked = clocks() - ready
+        requests += len(
+            training.evaluate_tick(context).run_requests or ()
+        )  # without a model nothing is to be scored yet
+        return {"load": asdict(loaded - began), "tick": asdict(ticked), "requests": requests}
+
+
+if __name__ == "__main__":  # prints, as JSON, what a tick takes, and what it requests
+    print(json.dumps(evaluated_tick(Path(sys.argv[1]))))

@@ -19,8 +19,8 @@ from pathlib import Path
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks import project
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import ROOT, Cost, Result, in_turn, medians, run
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.reporting import machine
 

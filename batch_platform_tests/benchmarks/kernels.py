@@ -22,8 +22,8 @@ from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import Contract, ContractColumn, Signature
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform_tests.benchmarks.contenders import PEERS
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import OURS, Result, Spent, in_turn, medians, run, spent
-from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Scoring in memory, on one core"
 LIBRARY = "its own library"

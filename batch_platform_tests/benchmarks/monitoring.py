@@ -7,7 +7,6 @@ core-seconds per million rows with faults; ours score and commit the rows too.
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,9 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.benchmarks.faulty_days import FAULTS, ID, KEY, LABEL, TIME, Table, faulty_partitions, tables
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.measuring import OURS, Result, Spent, run, spent
-from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.harness.faulty_days import FAULTS, ID, KEY, LABEL, TIME, Table, faulty_partitions, tables
 from batch_platform_tests.harness.small_pipeline import carry_out
 
 TITLE = "Finding faults in real tables"
@@ -171,8 +170,3 @@ def _peer(contender: str, table: Table, options: Options) -> Iterator[Judged]:
         alarms = json.loads((folder / "alarms.json").read_text())
         keys = [[rows[KEY][0] for rows in stretch] for stretch in stretches.values()]
         yield _result(table, fault, alarms, keys, Spent(cost.seconds, cost.core_seconds), contender)
-
-
-if __name__ == "__main__":  # without the peers' environments: prints ours
-    for result in _ours(tables()[int(sys.argv[1])], Path(sys.argv[2])):
-        print(result.workload, f"{result.found} of {result.faults}", result.delay, dict(result.by_check), flush=True)

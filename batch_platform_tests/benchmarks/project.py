@@ -161,21 +161,19 @@ class Project:
                 shutil.copy2(entry, folder / entry.name, follow_symlinks=False)
         return Home(folder)
 
-    def export_model(self, path: Path, version: str | None = None, carried: tuple[str, ...] = ("id", "ts")) -> Path:
+    def export_model(self, path: Path) -> Path:
         """Write a fitted estimator for peers, with the columns it reads and the categories it knows."""
         import joblib
         from skops import io
 
         from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES
 
-        bundles = sorted((self.ready.models / self.pipeline).iterdir())
-        bundle = next(folder for folder in bundles if version in (None, folder.name))
+        bundle = min((self.ready.models / self.pipeline).iterdir())
         contract = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["contract"]
         served = {
             "estimator": io.load(bundle / MODEL_FILE, trusted=list(TRUSTED_TYPES)),
             "names": [column["name"] for column in contract],
             "categories": {c["name"]: list(c["categories"]) for c in contract if c["type"] == "category"},
-            "carried": list(carried),
         }
         joblib.dump(served, path)
         return path

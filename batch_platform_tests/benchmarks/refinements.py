@@ -1,31 +1,24 @@
-"""Score the same rows without and with each refinement: the core-seconds and the memory that it adds.
+"""Score the same rows without and with each refinement: the core-seconds and the memory that it adds."""
 
-Contributions, of which reasons are made, are computed by peers too, for a sample of the rows.
-"""
-
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from batch_platform_tests.benchmarks import project
-from batch_platform_tests.benchmarks.contenders import PEERS, Job
+from batch_platform_tests.benchmarks.contenders import Job
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
-from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians, run
-from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.environments import Options
+from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians
 
 TITLE = "Refining scores"
 NONE, NONE_OF_REGRESSION, REASONS = "no refinement", "no refinement of a regression", "reasons"
-EXPLAINERS = ("shap", "lightgbm", "xgboost")  # libraries that compute the contributions of a model of theirs
 KIND = "trees"
 DAYS = 4
-SAMPLE_ROWS = 10_000  # peers compute contributions of so many rows
 _REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
 
 
@@ -51,29 +44,23 @@ CASES = {
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Score some days with each case in turn, and let peers compute contributions."""
+    """Score some days with each case in turn."""
     days = days_of(
         spread(options.rows, DAYS), datetime.now(UTC).date(), DAYS + 1, divided=True
     )  # also where nothing needs that
     write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
-    chosen = options.chosen([*CASES, *EXPLAINERS])
-    measured, jobs = dict[str, Callable[[], Result]](), dict[str, Job]()
-    for name in (name for name in CASES if name in chosen):
+    measured = dict[str, Callable[[], Result]]()
+    for name in options.chosen([*CASES]):
         served = project.generated_project(options.folder / name.replace(" ", "-"), KIND, options.folder / "data", days)
         _declare(served, CASES[name])
         project.make_ready(served, days)
-        jobs[name] = Job(served, days.keys, options.folder / "none", options.environments)
-        measured[name] = partial(_scored, name, jobs[name], options)
+        measured[name] = partial(_scored, name, Job(served, days.keys), options)
         measured[name]()
-    if NONE in jobs and (explainers := [name for name in EXPLAINERS if name in chosen]):
-        model = jobs[NONE].project.export_model(options.folder / "model.joblib")
-        job = replace(jobs[NONE], model=model)
-        measured |= {name: partial(_explained, name, job, options) for name in explainers}
     yield from in_turn(measured, options.repeat)
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """Say how many core-seconds and how much memory each refinement adds, and how fast contributions are."""
+    """Say how many core-seconds and how much memory each refinement adds, and how many rows get reasons in a core-second."""
     ours = {median.workload: median for median in medians(results).values() if median.contender == OURS}
     lines = ["| refinement | core-seconds added | memory added |", "| --- | ---: | ---: |"]
     for name, median in ours.items():
@@ -87,13 +74,7 @@ def conclude(results: Sequence[Result]) -> str:
     if not {NONE, REASONS} <= ours.keys():
         return "\n".join(lines)
     added = max(ours[REASONS].core_seconds - ours[NONE].core_seconds, 1e-9)
-    lines += ["", "| contributions by | rows per core-second | ours, times as many |", "| --- | ---: | ---: |"]
-    lines.append(f"| {OURS} | {(own := ours[REASONS].rows / added):,.0f} | |")
-    for median in medians(results).values():
-        if median.contender != OURS and median.core_seconds:
-            rate = median.rows / median.core_seconds
-            lines.append(f"| {median.contender} | {rate:,.0f} | {own / rate:.1f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"{ours[REASONS].rows / added:,.0f} rows get reasons in a core-second."])
 
 
 def _declare(served: project.Project, case: Case) -> None:
@@ -110,13 +91,3 @@ def _scored(name: str, job: Job, options: Options) -> Result:
     cost, _ = job.score(OURS, options.folder / "run")
     shutil.rmtree(options.folder / "run")
     return cost.result(name, OURS, options.rows)
-
-
-def _explained(library: str, job: Job, options: Options) -> Result:
-    """Measure a peer, which reports its own time: reading, fitting and importing do not count."""
-    python = options.environments.python(library) if library == "shap" else options.environments.own()
-    rows = min(SAMPLE_ROWS, options.rows)
-    script = Path(PEERS, "contributions.py")
-    cost = run([str(python), str(script), library, str(job.model), job.files[-1], str(rows)], options.folder)
-    own = json.loads(cost.output)
-    return replace(cost, seconds=own["seconds"], core_seconds=own["core_seconds"]).result(REASONS, library, own["rows"])

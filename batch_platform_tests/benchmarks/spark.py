@@ -21,16 +21,17 @@ from pathlib import Path
 import polars as pl
 
 from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks.contenders import require_same
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
+from batch_platform_tests.benchmarks.environments import Options
 from batch_platform_tests.benchmarks.launch import descendants
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, inherited, medians
-from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.spark_work import Answer, Request
 
-TITLE = "Scoring on a cluster of Spark; memory is that of the driver when it is done: of Python what is resident, of Java what it holds"
+TITLE = "Scoring on a cluster of Spark"
 MEASURED = ["trees", "linear"]
-PLAIN, ON_ONE_WORKER, DRIVER = "plain Spark", f"{OURS}, one worker", "memory of the driver"
-SHARE, DAYS, TIMES = 4, 8, 10  # a quarter of the rows is enough: nothing else is timed
+PLAIN, ON_ONE_WORKER = "plain Spark", f"{OURS}, one worker"
+SHARE, DAYS = 4, 8  # a quarter of the rows is enough: nothing else is timed
 WARM_UPS = 4
 CORES, MEMORY = 3, "4g"  # of a worker, which has room for an executor of every contender
 
@@ -68,33 +69,25 @@ class Prepared:
     days: Days
     scores: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])  # at most one: of the first contender
 
-    @property
-    def rows(self) -> int:
-        """Number of rows of all partitions."""
-        return sum(self.days.measured.values())
-
-    def request(self, output: Path, *, plain: bool = False, copies: int = 1) -> Request:
-        """The request to score all partitions."""
-        folder, home, model = self.served.folder, self.served.ready.root, str(self.model) if plain else ""
-        return Request(str(folder), str(home), self.days.keys, str(output), model, copies)
-
     def score(self, contender: str, driver: Driver, folder: Path) -> Result:
         """Score all partitions, check the scores, and remove them."""
         output = folder / "scores"
         output.mkdir()
         before = _core_seconds()
-        answer = driver.answer(self.request(output, plain=contender == PLAIN))
+        model = str(self.model) if contender == PLAIN else ""
+        home = self.served.ready.root
+        answer = driver.answer(Request(str(self.served.folder), str(home), self.days.keys, str(output), model))
         used = _core_seconds() - before
         scores = scores_in(output)
         if not self.scores:
             self.scores.append(scores)
         require_same(contender, scores, self.scores[0], project.KINDS[self.kind].tolerance)
         shutil.rmtree(output)
-        return Result(self.kind, contender, answer.seconds, scores.height, answer.python_mib + answer.java_mib, used)
+        return Result(self.kind, contender, answer.seconds, scores.height, answer.python_mib, used)
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Measure each kind of model with its contenders in turn, then the driver's memory."""
+    """Measure each kind of model with its contenders in turn."""
     from batch_platform_tests.harness.spark_cluster import (
         spark_cluster,  # needs pyspark, which the other workloads do not
     )
@@ -104,21 +97,16 @@ def measure(options: Options) -> Iterator[Result]:
     write_days(options.folder / "data", days, min(TRAINING_ROWS, rows))
     prepared = [_prepared(kind, options.folder, days) for kind in options.chosen(MEASURED)]
     (options.folder / "cluster").mkdir()
-    with spark_cluster(options.folder / "cluster", cores=CORES, memory=MEMORY) as cluster:
-        with ExitStack() as stack:
-            drivers = {
-                contender: stack.enter_context(_driver(cluster.master, options.folder, *work))
-                for contender, work in ((OURS, ["2"]), (PLAIN, ["2", "plain"]), (ON_ONE_WORKER, ["1"]))
-            }
-            for job in prepared:
-                contenders = {
-                    name: partial(job.score, name, driver, options.folder) for name, driver in drivers.items()
-                }
-                for warm_up in [*contenders.values()] * WARM_UPS:
-                    warm_up()
-                yield from in_turn(contenders, options.repeat)
-        for copies in (1, TIMES):
-            yield _memory(prepared[-1], cluster.master, copies, options.folder)
+    with spark_cluster(options.folder / "cluster", cores=CORES, memory=MEMORY) as cluster, ExitStack() as stack:
+        drivers = {
+            contender: stack.enter_context(_driver(cluster.master, options.folder, *work))
+            for contender, work in ((OURS, ["2"]), (PLAIN, ["2", "plain"]), (ON_ONE_WORKER, ["1"]))
+        }
+        for job in prepared:
+            contenders = {name: partial(job.score, name, driver, options.folder) for name, driver in drivers.items()}
+            for warm_up in [*contenders.values()] * WARM_UPS:
+                warm_up()
+            yield from in_turn(contenders, options.repeat)
 
 
 def conclude(results: Sequence[Result]) -> str:
@@ -131,8 +119,6 @@ def conclude(results: Sequence[Result]) -> str:
         for kind in MEASURED
         if (kind, OURS) in seconds
     ]
-    less, more = (median for (workload, *_), median in middle.items() if workload == DRIVER)
-    sentences.append(f"{TIMES} times the rows take {more.peak_mib / less.peak_mib:.2f} times the memory of the driver.")
     return " ".join(sentences)
 
 
@@ -141,39 +127,10 @@ def scores_in(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "*.parquet", columns=["id", "score", "prediction"]).sort("id")
 
 
-def require_same(contender: str, scores: pl.DataFrame, expected: pl.DataFrame, tolerance: float) -> None:
-    """Compare the scores of a contender with those of the first one, both in order of the key.
-
-    Raises:
-        SystemExit: Rows are missing or too many, or a score or a prediction differs.
-    """
-    if not scores["id"].equals(expected["id"]):
-        sys.exit(f"{contender} scored {scores.height} rows instead of {expected.height}, or others.")
-    distance = (scores["score"] - expected["score"]).abs()
-    same = (distance <= tolerance) & (
-        (scores["prediction"] == expected["prediction"]) | ((scores["score"] - 0.5).abs() <= tolerance)
-    )
-    if not same.all():
-        differing = (~same).sum()
-        sys.exit(f"{contender} gives other scores for {differing} rows; they differ by up to {distance.max()}.")
-
-
 def _prepared(kind: str, folder: Path, days: Days) -> Prepared:
     served = project.generated_project(folder / kind, kind, folder / "data", days)
     project.make_ready(served, days)
     return Prepared(kind, served, served.export_model(folder / f"{kind}.joblib"), days)
-
-
-def _memory(job: Prepared, master: str, copies: int, folder: Path) -> Result:
-    """Let a new driver score all partitions so many times."""
-    output = folder / "scores"
-    output.mkdir()
-    with _driver(master, folder, "2") as driver:
-        before = _core_seconds()
-        answer = driver.answer(job.request(output, copies=copies))
-        used = _core_seconds() - before
-    shutil.rmtree(output)
-    return Result(DRIVER, OURS, answer.seconds, copies * job.rows, answer.python_mib + answer.java_mib, used)
 
 
 def _core_seconds() -> float:

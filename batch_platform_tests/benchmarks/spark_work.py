@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,10 @@ import yaml
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.spark.cluster import executors_of
-from batch_platform.features.spark.session import spark_session
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.partition import ScoringOrder
-from batch_platform.scoring.run import Due, orders_of
+from batch_platform.spark.scoring import SparkEngine
+from batch_platform.spark.session import executors_of, spark_session
 from batch_platform.warehouse.home import Home
 
 if TYPE_CHECKING:
@@ -58,31 +56,21 @@ class Request:
     keys: Sequence[str]
     output: str  # existing folder for the scores
     model: str = ""  # file of the exported estimator; empty for the engine
-    copies: int = 1  # how often the engine scores each file; only the scores of the first time are kept
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request cost.
-
-    Of Java, garbage does not count: between two collections it grows up to the limit of the heap, whatever the work.
-    """
+    """What a request cost."""
 
     seconds: float = 0.0
     python_mib: float = 0.0  # resident memory of the driver's Python when the work is done
-    java_mib: float = 0.0  # what its Java holds then
 
 
-def by_engine(pipeline: Pipeline, orders: Sequence[ScoringOrder], output: Path, copies: int = 1) -> None:
+def by_engine(pipeline: Pipeline, orders: Sequence[ScoringOrder], output: Path) -> None:
     """Score feature files by the Spark engine, on the session of this process."""
-    further = (
-        replace(order, partition=replace(order.partition, key=f"{order.partition.key}-{copy}"))
-        for copy in range(1, copies)
-        for order in orders
-    )
     with SparkEngine(pipeline.spec, output, Stamp("benchmark", datetime.now(UTC))) as engine:
-        for number, staged in enumerate(engine.staged([*orders, *further])):
-            for path in staged.files if number >= len(orders) else staged.rejected:
+        for staged in engine.staged(orders):
+            for path in staged.rejected:
                 path.unlink()
 
 
@@ -102,17 +90,10 @@ def by_plain_code(session: "SparkSession", orders: Sequence[ScoringOrder], outpu
     table.mapInArrow(scored, WRITTEN).write.mode("overwrite").parquet(str(output))
 
 
-def orders_for(pipeline: Pipeline, keys: Sequence[str]) -> list[ScoringOrder]:
-    """Order the partitions to be scored by the only version."""
-    state = pipeline.state()
-    (version,) = state.registry.of_model
-    calendar = pipeline.spec.partitions.calendar
-    due = [Due(calendar.named(key), version, state.features[key], None) for key in keys]
-    return list(orders_of(due, pipeline.history, pipeline.bundle_folder))
-
-
 def answered(request: Request, session: "SparkSession", spark: Spark) -> Answer:
     """Carry out a request."""
+    from batch_platform_tests.harness.spark_cluster import orders_for  # needs pyspark, which the other workloads do not
+
     declared = yaml.safe_load(Path(request.folder, "defs.yaml").read_text(encoding="utf-8"))["attributes"]
     spec = PipelineSpec.model_validate({**declared, "engine": {"spark": spark.model_dump()}})
     pipeline = Pipeline(spec, Path(request.folder), Home(Path(request.home)))
@@ -121,16 +102,8 @@ def answered(request: Request, session: "SparkSession", spark: Spark) -> Answer:
     if request.model:
         by_plain_code(session, orders, output, request.model)
     else:
-        by_engine(pipeline, orders, output, request.copies)
-    return Answer(time.perf_counter() - began, resident_mib(os.getpid()), held_by_java_mib(session))
-
-
-def held_by_java_mib(session: "SparkSession") -> float:
-    """The heap of the driver's Java after a collection of garbage."""
-    java = session._jvm.java.lang
-    java.System.gc()
-    heap = java.Runtime.getRuntime()
-    return (heap.totalMemory() - heap.freeMemory()) / 2**20
+        by_engine(pipeline, orders, output)
+    return Answer(time.perf_counter() - began, resident_mib(os.getpid()))
 
 
 def resident_mib(pid: int) -> float:

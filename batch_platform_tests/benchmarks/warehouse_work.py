@@ -1,4 +1,4 @@
-"""Tasks on a warehouse, each run and timed in a process of its own: commits, publishing, a full copy.
+"""Tasks on a warehouse, each run and timed in a process of its own: commits and publishing.
 
     python -m batch_platform_tests.benchmarks.warehouse_work TASK HOME …
 
@@ -76,18 +76,6 @@ def replace_and_publish(home: Home, times: int) -> dict[str, list[Spent]]:
     return {"published": published}
 
 
-def copy(home: Home, target: Path) -> dict[str, list[Spent]]:
-    """Copy the whole warehouse to another file by SQL."""
-    began = clocks()
-    with Warehouse(home).open() as con:
-        con.execute(f"ATTACH {literal(str(target))} AS whole")
-        ((name,),) = con.execute("SELECT current_database()").fetchall()
-        con.execute(f'COPY FROM DATABASE "{name}" TO whole')
-        con.execute("CHECKPOINT whole")
-        con.execute("DETACH whole")
-    return {"copied": [clocks() - began]}
-
-
 def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[Spent]]:
     """Insert the same staged rows into a table of a plain DuckDB file: no ledger, no journal, no replacing."""
     staged = staged_partition(home, SMALL_DAY, rows)
@@ -154,8 +142,6 @@ def main(task: str, home: str, *rest: str) -> None:
             took = fill(place, int(rest[0]))
         case "publish":
             took = replace_and_publish(place, 1)
-        case "copy":
-            took = copy(place, Path(rest[0]))
         case "plain_insert":
             took = plain_insert(place, Path(rest[0]), int(rest[1]))
         case _:

@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 
 from batch_platform.cli.app import INTERRUPTED
-from batch_platform.declaration import extras
+from batch_platform.declaration import importing
 from batch_platform_tests.harness.command_line import (
     COMMAND,
     HANGS_AFTER,
@@ -97,7 +97,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
 
 
 def test_a_run_whose_training_lacks_a_library_does_nothing(cli, fresh, monkeypatch):
-    monkeypatch.setattr(extras, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
+    monkeypatch.setattr(importing, "installed", lambda library: "1.9" if library == "scikit-learn" else None)
     predictions = {**OVERRIDES["predictions"], "interval": "90%"}
     regression = {"estimator": "sklearn.linear_model.Ridge", "params": {}}
     write_defs_yaml(fresh, small_declaration(**{**OVERRIDES, "model": regression, "predictions": predictions}))

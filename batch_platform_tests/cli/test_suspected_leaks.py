@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 
-from batch_platform.features.outcomes import made_from_outcomes
+from batch_platform.features.row_checks import made_from_outcomes
 from batch_platform_tests.harness.command_line import LABELS_SQL, OVERRIDES, published, write_project
 from batch_platform_tests.harness.dagster_project import write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_declaration, small_events, small_pipeline

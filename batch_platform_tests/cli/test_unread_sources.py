@@ -7,8 +7,8 @@ from pathlib import Path
 
 from batch_platform.components.checks import _up_to_date
 from batch_platform.components.wiring import stamp_of
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.command_line import Answer
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy
@@ -76,7 +76,7 @@ def test_f51_a_tick_and_the_check_name_a_source_that_cannot_be_looked_at(tmp_pat
     pipeline = deployment.pipeline
     list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW)[-2:], stamp_of("run")))
     state, _ = pipeline.conclude(NOW)
-    assert state.unread == {}
+    assert state.seen.unread == {}
     file.unlink()
     requests, skipped = look(deployment, "performance", NOW)
     assert (requests, skipped.count("Not looked at: Source 'events' of 'small': ")) == ([], 1)

@@ -8,12 +8,12 @@ import polars as pl
 from batch_platform.components.jobs import announcing
 from batch_platform.components.wiring import stamp_of
 from batch_platform.models.promotion import Maker, promote
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.lock import folder_locked
 from batch_platform_tests.components.bringing import JOB, bring, keys
 from batch_platform_tests.harness.deployment import deploy, deploy_trained, range_tags
-from batch_platform_tests.harness.graphql import RETRY
+from batch_platform_tests.harness.served import RETRY
 from batch_platform_tests.harness.small_pipeline import small_events
 from batch_platform_tests.harness.ticks import AFTER_ALL, at
 from batch_platform_tests.harness.workspace import REPOSITORY, workspace

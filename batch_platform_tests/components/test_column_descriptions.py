@@ -2,8 +2,8 @@
 
 import duckdb
 
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.deployment import SCORED_FROM, deploy_trained
 from batch_platform_tests.harness.small_pipeline import small_pipeline
 

@@ -135,7 +135,7 @@ def test_a_stored_file_that_was_changed_since_it_was_scored_is_not_delivered(tmp
     )
     assert score(deployment, DAYS[0], DAYS[-1]).success
     before = at_receiver(deployment)
-    (file,) = [path for path in deployment.pipeline.state().files if DAYS[1] in str(path)]
+    (file,) = [path for path in deployment.pipeline.state().records.files if DAYS[1] in str(path)]
     content = file.read_bytes()
     file.chmod(0o644)
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -1,6 +1,7 @@
 """A metric and a measure that somebody adds from outside the package, in a real evaluation."""
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import dagster as dg
 import duckdb
@@ -10,10 +11,10 @@ import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.measure import Check, Column, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.measure import Check, Column, EvaluatedMeasure, Judgement
 from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published
@@ -33,28 +34,29 @@ def balanced_accuracy(outcomes: Outcomes) -> float:
     return float(np.mean([hits[outcomes.true_positions == at].mean() for at in (0, 1)]))
 
 
-def score_range(partition: ScoredPartition) -> pl.DataFrame:
-    return partition.predictions.select(low=pl.col("score").min(), high=pl.col("score").max())
+class ScoreRange(EvaluatedMeasure):
+    name = "score_range"
+    description = "Between which values the scores lie."
+    columns = MappingProxyType({"low": Column(pl.Float64, "lowest score"), "high": Column(pl.Float64, "highest score")})
 
+    def compute(self, partition):
+        return partition.predictions.select(low=pl.col("score").min(), high=pl.col("score").max())
 
-SCORE_RANGE = Measure(
-    name="score_range",
-    description="Between which values the scores lie.",
-    columns={"low": Column(pl.Float64, "lowest score"), "high": Column(pl.Float64, "highest score")},
-    compute=score_range,
-    numbers=lambda rows: {"lowest_score": rows["low"][0], "highest_score": rows["high"][0]},
-    check=lambda spec: Check(
-        f"No score of {spec.name} is above 0.1.",
-        lambda rows, task: Judgement(f"highest_{task}", rows["high"][0], 0.1, lower_is_better=True),
-    ),
-)
+    def numbers(self, rows):
+        return {"lowest_score": rows["low"][0], "highest_score": rows["high"][0]}
+
+    def check(self, spec):
+        return Check(
+            f"No score of {spec.name} is above 0.1.",
+            lambda rows, task: Judgement(f"highest_{task}", rows["high"][0], 0.1, lower_is_better=True),
+        )
 
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch) -> Deployment:
     """Two evaluated days of a pipeline to which a metric and a measure were added."""
     monkeypatch.setitem(METRICS, "balanced_accuracy", Metric("balanced_accuracy", ("binary",), balanced_accuracy))
-    monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
+    monkeypatch.setitem(MEASURES, "score_range", ScoreRange())
     deployment = deploy_trained(tmp_path, monkeypatch)
     deployment.score("2024-02-01", "2024-02-02")
     assert deployment.run("performance", first="2024-02-01", last="2024-02-02").success
@@ -100,7 +102,7 @@ def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
 
 
 def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
+    monkeypatch.setitem(MEASURES, "score_range", ScoreRange())
     deployment = deploy_trained(tmp_path, monkeypatch, challengers=[CHALLENGER])
     assert deployment.run("model", first="2024-02-01", config={"model": {"challengers_only": True}}).success
     deployment.score("2024-02-01", "2024-02-01")

@@ -7,7 +7,6 @@ import pytest
 
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
 from batch_platform_tests.harness.small_pipeline import (
     small_spec,
 )
@@ -32,12 +31,12 @@ def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, time
 def test_dagster_and_the_calendar_name_the_same_serving_periods(tmp_path, every, timezone):
     partitions = {"start": "2023-02-10", "end": "2024-05-17", "timezone": timezone}
     spec = small_spec(partitions=partitions, model={"train": {"every": every}})
-    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, trainable_calendar(spec))
-    begun = serving_periods(spec, datetime(2024, 5, 1, tzinfo=UTC))
+    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, spec.periods.trainable)
+    begun = spec.periods.begun(datetime(2024, 5, 1, tzinfo=UTC))
     known = {*begun}
-    assert begun == [period for period in trainable_calendar(spec).due(begun[-1].start) if period in known]
-    assert_same_partitions(Wiring(spec, tmp_path).served, served_calendar(spec))
-    assert served_calendar(spec).first_start >= begun[0].start
+    assert begun == [period for period in spec.periods.trainable.due(begun[-1].start) if period in known]
+    assert_same_partitions(Wiring(spec, tmp_path).served, spec.periods.served)
+    assert spec.periods.served.first_start >= begun[0].start
 
 
 def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar: Calendar) -> None:

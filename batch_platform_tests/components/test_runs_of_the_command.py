@@ -3,7 +3,7 @@
 import dagster as dg
 
 from batch_platform_tests.harness.dagster_project import PACKAGE
-from batch_platform_tests.harness.graphql import RETRY, RUNS_OF_LOCATION
+from batch_platform_tests.harness.served import RETRY, RUNS_OF_LOCATION
 from batch_platform_tests.harness.workspace import workspace_of
 
 SENSOR = """\

@@ -12,7 +12,7 @@ from batch_platform.components import processes, runs
 from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
-from batch_platform.pipeline.keeping import StateKeeper
+from batch_platform.pipeline.state_keeper import StateKeeper
 from batch_platform_tests.harness.deployment import Deployment, deploy, deploy_after, deploy_trained, range_tags
 from batch_platform_tests.harness.small_pipeline import LABELS_BY_DAY, small_events, write_labels_by_day
 from batch_platform_tests.harness.ticks import (

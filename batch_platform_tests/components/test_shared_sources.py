@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.state import features_due
+from batch_platform.planning.artifacts import features_due
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml

@@ -133,12 +133,6 @@ def test_a_day_has_23_24_or_25_hours_as_the_clocks_say(zone, key, hours):
     assert day.end - day.start == timedelta(hours=hours)
 
 
-def test_an_hour_that_clocks_repeat_gives_two_partitions():
-    hours = Calendar("hour", BERLIN, local("2024-10-27")).due(datetime(2024, 10, 27, 3, tzinfo=UTC))
-    assert [hour.key for hour in hours][1:4] == ["2024-10-27-01:00", "2024-10-27-02:00", "2024-10-27-02:00+0100"]
-    assert {hour.end - hour.start for hour in hours} == {timedelta(hours=1)}
-
-
 WRONG_KEYS: dict[Every, list[str]] = {
     "hour": ["2024-01-01", "2024-01-01-05:30", "2024-01-01-24:00", "2024-01-01-05:00+0100", "2024-06-01-05:00:00"],
     "day": ["2024-02-30", "2024-1-1", "2024-01-01T00:00", "", "../2024-01-01", "202\u0664-01-01"],

@@ -3,8 +3,6 @@ import pytest
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     DataError,
-    WarehouseBusyError,
-    WrongUseError,
     did_you_mean,
     listed,
     merged,
@@ -12,16 +10,6 @@ from batch_platform.declaration.errors import (
 )
 
 pytestmark = pytest.mark.unit
-
-
-def test_an_error_is_its_message_and_its_hint_in_one_paragraph():
-    assert str(BatchPlatformError("It failed.", hint="try again.")) == "It failed. Hint: try again."
-    assert str(BatchPlatformError("It failed.")) == "It failed."
-
-
-@pytest.mark.parametrize(("error", "code"), [(BatchPlatformError, 1), (WarehouseBusyError, 1), (WrongUseError, 2)])
-def test_wrong_use_and_failed_work_have_different_exit_codes(error, code):
-    assert error("x").exit_code == code
 
 
 @pytest.mark.parametrize(

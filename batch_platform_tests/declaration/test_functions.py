@@ -1,7 +1,7 @@
 import sys
 import zipfile
 
-from batch_platform.declaration.functions import source_code
+from batch_platform.declaration.importing import source_code
 
 
 def test_the_source_code_of_a_module_is_the_same_in_the_archive_that_a_cluster_gets(tmp_path, monkeypatch):

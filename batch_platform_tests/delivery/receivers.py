@@ -19,9 +19,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from batch_platform.declaration.deliveries import SINK_KEYS, Delivery
 from batch_platform.declaration.errors import DeliveryError
 from batch_platform.declaration.inputs import IcebergTable
+from batch_platform.declaration.predictions import SINK_KEYS, Delivery
 from batch_platform.delivery.known import SINKS, replace_at_receiver
 from batch_platform.delivery.sink import Sink, Target
 from batch_platform.sources.iceberg import catalog_of

@@ -18,9 +18,9 @@ from batch_platform.delivery.known import SINKS
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import Measured
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.set_apart import error_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.lock import Patience, locked
 from batch_platform.warehouse.published import open_published

@@ -11,13 +11,11 @@ from traceback import format_exception
 import polars as pl
 import pytest
 
-from batch_platform.declaration.deliveries import Delivery
 from batch_platform.declaration.errors import DeliveryError
+from batch_platform.declaration.predictions import Delivery
 from batch_platform_tests.delivery.conftest import QUOTED, SECRET
 from batch_platform_tests.delivery.receivers import KEY, POSTGRESQL, deliver, delivered, execute, target_of
 from batch_platform_tests.delivery.rows import NEW, ODD, OLD, holds, shown
-from batch_platform_tests.harness.refusal import refusal
-from batch_platform_tests.harness.small_pipeline import small_declaration, small_spec
 
 
 def rows(folder: Path) -> list[tuple[object, ...]]:
@@ -68,19 +66,6 @@ def test_a_table_with_other_columns_is_refused_in_one_sentence_and_holds_what_it
     ):
         deliver(target_of(tmp_path, "PostgreSQL"), NEW)
     assert rows(tmp_path) == before
-
-
-@pytest.mark.usefixtures("postgresql")
-def test_a_user_who_may_select_insert_and_delete_can_deliver_and_none_who_may_not(tmp_path):
-    execute("CREATE TABLE late (x double precision, partition_key text)")  # in which `reader` may select and insert
-    uri = os.environ[POSTGRESQL].replace("dagster", "reader")
-    as_reader = target_of(tmp_path, "PostgreSQL", sql={"uri": uri, "table": "late"})
-    with pytest.raises(DeliveryError, match=r"refuses it: permission denied for table late\. Hint: "):
-        deliver(as_reader, NEW.select("x"))
-    execute("GRANT DELETE ON late TO reader")
-    for _ in range(2):
-        deliver(as_reader, NEW.select("x"))
-    assert rows(tmp_path) == holds(NEW.select("x"))
 
 
 @pytest.mark.usefixtures("postgresql")
@@ -150,24 +135,6 @@ def paused(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize(
-    ("sql", "message"),
-    [
-        (
-            {"uri": "snowflake://u:p@a/b", "table": "late"},
-            "rows are delivered to PostgreSQL and SQLite, not to snowflake",
-        ),
-        (
-            {"uri": "sqlite:///a.db", "table": "main.late"},
-            "SQLite has no schemas: 'main.late' must be the name of a table",
-        ),
-        ({"uri": "postgres//a", "table": "late"}, "uri must begin with one of"),
-    ],
-)
-def test_a_wrong_declaration_is_refused(sql, message):
-    assert message in refusal(small_declaration(predictions={"deliver": [{"sql": sql}]}))
-
-
 def test_the_password_is_no_part_of_the_declaration_that_is_compared():
     first, second = (
         Delivery.model_validate({"sql": {"uri": f"postgresql://u:{password}@h/d", "table": "late"}})
@@ -207,19 +174,3 @@ def test_columns_of_uuid_and_json_take_text_and_refuse_another(tmp_path):
     with pytest.raises(DeliveryError, match='refuses it: invalid input syntax for type uuid: "x"'):
         deliver(target, sent.with_columns(u=pl.lit("x")))
     assert execute("SELECT count(*) FROM late").item() == 2
-
-
-def test_tables_of_one_name_in_two_databases_or_catalogs_are_two_receivers():
-    def declared(kind: str, key: str, *places: str) -> dict[str, object]:
-        deliveries = [{kind: {key: at, "table": "a.late"}, "name": f"to_{n}"} for n, at in enumerate(places)]
-        return {"deliver": deliveries}
-
-    for kind, key, first, second in (
-        ("sql", "uri", "{{ env.CRM }}", "{{ env.SHOP }}"),
-        ("sql", "uri", "postgresql://u:first-4711@h/crm", "postgresql://u:second-4711@h/shop"),
-        ("iceberg", "catalog", "lake", "sea"),
-    ):
-        small_spec(predictions=declared(kind, key, first, second))
-        assert "more than one delivery has the receiver" in refusal(
-            small_declaration(predictions=declared(kind, key, first, first))
-        )

@@ -8,8 +8,6 @@ from batch_platform.declaration.errors import DeliveryError
 from batch_platform_tests.delivery.receivers import KEY, deliver, delivered, target_of
 from batch_platform_tests.delivery.rows import NEW, OLD, holds, shown
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, silent_store
-from batch_platform_tests.harness.refusal import refusal
-from batch_platform_tests.harness.small_pipeline import small_declaration
 
 
 def test_an_object_is_sent_at_once_under_its_final_name_and_nothing_else_is_written(store, tmp_path):
@@ -55,15 +53,3 @@ def test_f55_a_store_that_accepts_and_never_answers_fails_the_delivery_in_time(
     ):
         deliver(target_of(tmp_path, receiver), NEW)
     assert SECRET not in f"{failed.value} {failed.value.__cause__!r}"
-
-
-@pytest.mark.parametrize(
-    ("delivery", "problem"),
-    [
-        ({"parquet": "http://host/late"}, "give a path, or an address with"),
-        ({"csv": "s3://"}, "must name a bucket and an object or folder in it"),
-        ({"delta": "s3://key:secret@lake/late"}, "and no credentials"),
-    ],
-)
-def test_an_address_that_cannot_be_written_is_refused_when_it_is_declared(delivery, problem):
-    assert problem in refusal(small_declaration(predictions={"deliver": [delivery]}))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from io import StringIO
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from zipfile import ZipFile
 
@@ -25,8 +24,7 @@ import pytest
 from batch_platform.cli import guard
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
 from batch_platform.declaration.model import Model
-from batch_platform.kernels.forest.boosters import read_lightgbm
-from batch_platform.kernels.forest.structure import malformed
+from batch_platform.kernels.forest.estimators import malformed, read_lightgbm
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.flavour import MOST_BYTES
 from batch_platform.sources import opening
@@ -146,6 +144,11 @@ def webserver(folder: Path, *options: str, **variables: str) -> Iterator[Webserv
         process.wait(60)
 
 
+def fetched(mode: str, destination: str) -> dict[str, str]:
+    """What a browser says of a request that a page of another site makes."""
+    return {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": mode, "Sec_Fetch_Dest": destination}
+
+
 def hostile_web_pages(folder: Path) -> None:
     """What a page of another site can make a browser send is refused; Dagster's own pages and other clients go on working."""
     with webserver(folder) as server:
@@ -155,10 +158,8 @@ def hostile_web_pages(folder: Path) -> None:
         refused = [
             server.answer("GET", get)[0],  # an old browser's <img>
             server.answer("HEAD", get)[0],
-            server.answer("GET", get, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors", Sec_Fetch_Dest="image")[0],
-            server.answer(
-                "GET", get, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="document"
-            )[0],
+            server.answer("GET", get, **fetched("no-cors", "image"))[0],
+            server.answer("GET", get, **fetched("navigate", "document"))[0],
             server.answer("POST", get.replace("by-get", "by-form"), Content_Type="text/plain", **evil)[0],
             server.answer("POST", "/report_asset_materialization/planted", "{}", **evil)[0],
             server.ask(LIMIT % "rebound", Host="evil.example")[0],
@@ -171,12 +172,8 @@ def hostile_web_pages(folder: Path) -> None:
             server.ask(LIMIT % "old browser", Origin="http://evil.example")[0],
             server.websocket(Origin="http://evil.example"),
             server.websocket(Host="evil.example", Origin="http://evil.example"),
-            server.answer("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="iframe")[
-                0
-            ],
-            server.answer(
-                "GET", "/server_info", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors", Sec_Fetch_Dest="empty"
-            )[0],
+            server.answer("GET", "/", **fetched("navigate", "iframe"))[0],
+            server.answer("GET", "/server_info", **fetched("cors", "empty"))[0],
         ]
         assert set(refused) <= {403, 405, 421}, refused
         assert server.ask(LIMITS) == (200, '{"data":{"instance":{"concurrencyLimits":[]}}}')
@@ -191,8 +188,7 @@ def hostile_web_pages(folder: Path) -> None:
         assert server.answer("POST", "/report_asset_materialization/known", "{}")[0] == 200
         assert server.websocket(**own_page) == 101
         assert server.ask("{version}", Host=f"localhost:{server.port}")[0] == 200
-        followed = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
-        status, headers, page = server.answer("GET", "/runs", **followed)
+        status, headers, page = server.answer("GET", "/runs", **fetched("navigate", "document"))
         assert (status, headers["x-frame-options"]) == (200, "DENY")
         assert "<html" in page
 
@@ -312,7 +308,7 @@ def told_by_graphql(project: Path) -> bytes:
 def foreign_models(folder: Path) -> None:
     """Files that would crash, hang or exhaust their library are refused with one paragraph."""
     import lightgbm
-    import onnx
+    import onnx.parser
 
     folder.mkdir(exist_ok=True)
     matrix = np.random.default_rng(3).random((300, 2))
@@ -353,7 +349,7 @@ def foreign_models(folder: Path) -> None:
     with pytest.raises(DataError, match=r"huge.keras declares a layer of size 2,000,000,000, more than"):
         read_import(Model.model_validate({"import": "huge.keras"}), folder, {})
 
-    (folder / "endless.onnx").write_bytes(endless_model(onnx))
+    (folder / "endless.onnx").write_bytes(onnx.parser.parse_model(ENDLESS_ONNX).SerializeToString())
     with pytest.raises(DataError, match=r"endless.onnx contains the operator Loop"):
         read_import(Model.model_validate({"import": "endless.onnx", "task": "regression"}), folder, {})
 
@@ -363,31 +359,18 @@ def foreign_models(folder: Path) -> None:
         read_import(Model.model_validate({"import": "large.txt"}), folder, {})
 
 
-def endless_model(onnx: Any) -> bytes:
-    """A model that doubles nothing for 2 ** 62 times."""
-    make = onnx.helper
-    floats, boolean, count = (onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL, onnx.TensorProto.INT64)
-    body = make.make_graph(
-        [make.make_node("Identity", ["going"], ["goes_on"]), make.make_node("Add", ["before", "before"], ["after"])],
-        "body",
-        [
-            make.make_tensor_value_info("turn", count, []),
-            make.make_tensor_value_info("going", boolean, []),
-            make.make_tensor_value_info("before", floats, [None, 1]),
-        ],
-        [make.make_tensor_value_info("goes_on", boolean, []), make.make_tensor_value_info("after", floats, [None, 1])],
-    )
-    graph = make.make_graph(
-        [make.make_node("Loop", ["turns", "start", "x"], ["y"], body=body)],
-        "endless",
-        [make.make_tensor_value_info("x", floats, [None, 1])],
-        [make.make_tensor_value_info("y", floats, [None, 1])],
-        [make.make_tensor("turns", count, [], [2**62]), make.make_tensor("start", boolean, [], [True])],
-    )
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
-
-
+# A model that doubles nothing for 2 ** 62 times.
+ENDLESS_ONNX = """
+<ir_version: 8, opset_import: ["" : 17]>
+endless (float[N, 1] x) => (float[N, 1] y) {
+    turns = Constant <value = int64 {4611686018427387904}> ()
+    start = Constant <value = bool {1}> ()
+    y = Loop <body = body (int64 turn, bool going, float[N, 1] before) => (bool goes_on, float[N, 1] after) {
+        goes_on = Identity (going)
+        after = Add (before, before)
+    }> (turns, start, x)
+}
+"""
 CASES: dict[str, Case] = {
     "F24 hostile web pages": hostile_web_pages,
     "F24 without the token, and read-only": without_the_token,

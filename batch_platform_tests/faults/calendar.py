@@ -14,8 +14,8 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.inputs import Partitions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
@@ -108,28 +108,15 @@ def known_change(folder: Path, name: str) -> None:
 def any_zone(folder: Path) -> None:
     numbers = iter(range(10_000))
 
-    @examples(40, suppress_health_check=list(HealthCheck))
+    @examples(60, suppress_health_check=list(HealthCheck))
     @given(
         zone=st.sampled_from(ZONES),
-        every=st.sampled_from(["day", "week", "month"]),
+        every=st.sampled_from(["hour", "day", "week", "month"]),
         start=st.dates(date(1975, 1, 1), date(2035, 1, 1)),
     )
     def holds(zone: str, every: str, start: date) -> None:
-        built(folder / str(next(numbers)), zone, every, str(start.replace(day=1) if every == "month" else start), 3)
-
-    holds()
-
-
-def any_hours(folder: Path) -> None:
-    numbers = iter(range(10_000))
-
-    @examples(20, suppress_health_check=list(HealthCheck))
-    @given(
-        zone=st.sampled_from(["America/New_York", "Europe/Berlin", "America/Santiago", "Asia/Kolkata", "UTC"]),
-        start=st.dates(date(2000, 1, 1), date(2035, 1, 1)),
-    )
-    def holds(zone: str, start: date) -> None:
-        built(folder / str(next(numbers)), zone, "hour", str(start), 49)
+        start = start.replace(day=1) if every == "month" else start
+        built(folder / str(next(numbers)), zone, every, str(start), 49 if every == "hour" else 3)
 
     holds()
 
@@ -203,16 +190,6 @@ def awaited_labels(folder: Path) -> None:
     assert held(pipeline) == before
 
 
-def immature_labels(folder: Path) -> None:
-    """What was measured before labels were mature, as the delay is declared now, counts as not measured and waits."""
-    prepared(folder)
-    pipeline = small_pipeline(folder, labels={"delay": "8 days"})
-    later = Stamp("later", NOW + timedelta(days=1))
-    assert sorted(evaluations(pipeline)) == SCORED[:2]
-    assert [done.partition.key for done in pipeline.evaluate(days(pipeline, *SCORED), later)] == SCORED[:3]
-    assert sorted(evaluations(pipeline)) == SCORED[:3]
-
-
 def corrected_labels_in_a_shared_source(folder: Path) -> None:
     """One file for all partitions does not show which labels changed: the requested partitions are evaluated again."""
     pipeline = prepared(folder)
@@ -229,10 +206,8 @@ def corrected_labels_in_a_shared_source(folder: Path) -> None:
 CASES: dict[str, Case] = {
     **{name: lambda folder, name=name: known_change(folder, name) for name in KNOWN_CHANGES},
     "F17 any zone and date": any_zone,
-    "F17 hours on any date": any_hours,
     "F21 corrected labels": corrected_labels,
     "F21 late labels": late_labels,
     "F21 corrected labels in a shared source": corrected_labels_in_a_shared_source,
-    "F42 immature labels": immature_labels,
     "F43 awaited labels": awaited_labels,
 }

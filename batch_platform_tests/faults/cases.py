@@ -1,12 +1,10 @@
 """All cases of faults by name, and the tests elsewhere that hold a number."""
 
-from batch_platform_tests.faults import Case, attacks, bundles, calendar, hanging, processes, resuming, storage, writes
+from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, storage, writes
 
 CASES: dict[str, Case] = {
     **writes.CASES,
     **processes.CASES,
-    **hanging.CASES,
-    **resuming.CASES,
     **storage.CASES,
     **bundles.CASES,
     **calendar.CASES,
@@ -14,6 +12,7 @@ CASES: dict[str, Case] = {
 }
 # Tests that stand where what they need is at hand.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "F16": ("test_laws.py::test_law_7_an_older_slower_run_never_overwrites_a_newer_commit",),
     "F30": (
         "operations/test_cleanup.py::test_f30_a_version_promoted_after_it_was_found_stays",
         "operations/test_cleanup.py::test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted",

@@ -7,9 +7,9 @@ the ledgers refer to. Nothing here raises on a defect: each one is listed.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 
@@ -17,7 +17,7 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, read_latest
-from batch_platform.warehouse.sql import digest, has_table, literal
+from batch_platform.warehouse.sql import digest, has_table
 from batch_platform_tests.faults.invariants import Held, look
 
 LEDGERS = {
@@ -58,11 +58,6 @@ OF_CHALLENGERS = {
         SELECT partition_key FROM {s}.challenger_scores s WHERE NOT EXISTS (
             FROM {s}.challengers c WHERE c.partition_key = s.partition_key AND c.challenger = s.challenger)""",
 }
-OF_BACKTESTS = {
-    "a backtest whole": """
-        SELECT backtest_id FROM {s}.backtests GROUP BY ALL
-        HAVING count(DISTINCT partition_key) <> 3""",
-}
 
 Watermarks = dict[str, tuple[int, int, str]]  # by ledger: its newest number, the number of its rows, a digest of them
 
@@ -93,23 +88,6 @@ class Seen(Inspection):
     states: dict[str, dict[str, Held]] = field(default_factory=dict[str, dict[str, Held]])  # by pipeline and partition
     watermarks: Watermarks = field(default_factory=Watermarks)
 
-    def as_json(self) -> dict[str, Any]:
-        """The same, as JSON can hold it."""
-        states = {
-            pipeline: {key: asdict(held) for key, held in held_of.items()} for pipeline, held_of in self.states.items()
-        }
-        return {**vars(self), "checks": dict(self.checks), "states": states}
-
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """Read what `as_json` gave."""
-        states = {
-            pipeline: {key: Held(**held) for key, held in partitions.items()}
-            for pipeline, partitions in written["states"].items()
-        }
-        watermarks = {table: (seq, rows, content) for table, (seq, rows, content) in written["watermarks"].items()}
-        return cls(Counter(written["checks"]), written["violations"], written["where"], states, watermarks)
-
 
 def inspect(con: duckdb.DuckDBPyConnection, where: str, pipelines: Sequence[str], earlier: Watermarks) -> Seen:
     """Look at all tables of a warehouse or a copy; the ledgers must still hold what they held at the earlier watermarks."""
@@ -124,23 +102,20 @@ def inspect(con: duckdb.DuckDBPyConnection, where: str, pipelines: Sequence[str]
         seen.check("a partition whole and balanced", broken, len(held))
         queries = dict(OF_A_PIPELINE)
         queries |= OF_CHALLENGERS if has_table(con, pipeline, "challenger_scores") else {}
-        queries |= OF_BACKTESTS if has_table(con, pipeline, "backtests") else {}
         for kind, query in queries.items():
             offenders = con.execute(query.format(s=pipeline)).fetchall()
             seen.check(kind, [f"{pipeline} {offender}" for (offender,) in offenders], len(held))
     for table, columns in LEDGERS.items():
-        own = "pipeline" if "pipeline" in columns else "schema_name"  # others may be dropped and erased
-        kept = f"WHERE {own} IN ({', '.join(map(literal, ['batch_platform', *pipelines]))})"
         name, content = f"batch_platform.{table}", digest(columns)
         if table in earlier:
             seq, *before = earlier[table]
-            (now,) = con.execute(f"SELECT {content} FROM {name} {kept} AND seq <= $seq", {"seq": seq}).fetchall()
+            (now,) = con.execute(f"SELECT {content} FROM {name} WHERE seq <= $seq", {"seq": seq}).fetchall()
             same = [now[0], str(now[1])] == before
             seen.check("ledgers only grow", [] if same else [f"{table} up to {seq}: {before}, now {now}"])
         unique = "change_id" if table == "changes" else "seq"
         twice = f"SELECT {unique} FROM {name} GROUP BY ALL HAVING count(*) > 1"
         seen.check("numbers once", [f"{table} {number}" for (number,) in con.execute(twice).fetchall()])
-        ((newest, rows, total),) = con.execute(f"SELECT coalesce(max(seq), 0), {content} FROM {name} {kept}").fetchall()
+        ((newest, rows, total),) = con.execute(f"SELECT coalesce(max(seq), 0), {content} FROM {name}").fetchall()
         seen.watermarks[table] = (newest, rows, str(total))
     con.execute("COMMIT")
     return seen

@@ -1,14 +1,12 @@
-"""Kill one writer after another, at random moments and at every step, and check after each kill that nothing is torn.
+"""Kill one writer after another, at every step, and check after each kill that nothing is torn.
 
 Real processes, real files, SIGKILL. After each kill another process opens the warehouse and the published copy, compares
 every partition with its ledger row and with the rows it may hold, and runs the work again. Meanwhile a reader in a
 process of its own never stops looking.
 """
 
-import os
 import random
 import signal
-import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -38,9 +36,6 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness.small_pipeline import carry_out, write_small_project
 
 PERIOD = "2024-02-01"
-# The share of kills after each mark, and the mark that ends the time in which a kill may fall.
-MOMENTS = {"building": 1, "scoring": 1, "committing": 2, "checkpointing": 2, "publishing": 2}
-AFTER = dict(zip(MOMENTS, ("scoring", "committing", "checkpointing", "checkpointed", "done"), strict=True))
 
 
 @dataclass
@@ -67,32 +62,17 @@ class KilledWriters:
         project = write_small_project(self.folder / "other", events=changed_events(*SCORED))
         self.projects = [pipeline, Pipeline(pipeline.spec, project, pipeline.home)]
         self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]
-        self._spans = dict.fromkeys(MOMENTS, 0.1)
-        self._count, self._by_changes = 0, True
+        self._count = 0
         with ExitStack() as stack:
             self._nursery = stack.enter_context(Nursery())
             allowed = {key: {content[key] for content in self._contents} for key in SCORED}
             self.reader = stack.enter_context(Reader(pipeline.home, allowed))
-            self._calibrate()
+            self._last = held(pipeline)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)
-
-    def kill_at_random(self) -> None:
-        """Kill a write after a mark, within the time that it takes to the next mark or a little longer."""
-        self._count += 1
-        moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        before, self._by_changes = self._last, not self._by_changes
-        which, keys, child = self._begin_write()
-        for passed in list(MOMENTS)[: list(MOMENTS).index(moment) + 1]:
-            child.wait_for(passed)
-        time.sleep(self._random.uniform(0, self._spans[moment] * 1.2))
-        os.kill(child.pid, signal.SIGKILL)
-        if child.bury() == -signal.SIGKILL:
-            self.kills[moment] += 1
-        self._require_whole(before, which, keys)
 
     def steps_of_a_write(self) -> list[str]:
         """The steps of a write, in order."""
@@ -119,14 +99,11 @@ class KilledWriters:
         """The steps of a training, in order."""
         return self._steps("train", **self._train_arguments())
 
-    def kill_training(self, number: int | None = None) -> None:
-        """Let a training end itself by SIGKILL right before a step, or kill it at a random time."""
+    def kill_training(self, number: int) -> None:
+        """Let a training end itself by SIGKILL right before a step."""
         pipeline = self.projects[0]
         before, registry = held(pipeline), pipeline.state().registry
         child = self._nursery.fork("train", **self._train_arguments(), stop_at=number)
-        if number is None:
-            time.sleep(self._random.uniform(0, self._training_span * 1.2))
-            os.kill(child.pid, signal.SIGKILL)
         if child.bury() == -signal.SIGKILL:
             self.kills["a training"] += 1
         assert held(pipeline) == before, "training touches no prediction"
@@ -145,22 +122,6 @@ class KilledWriters:
         rewrite(pipeline, *SCORED, run_id="known")
         return contents(held(pipeline))
 
-    def _calibrate(self) -> None:
-        """Measure how long each part of an undisturbed write takes here and now, and a training."""
-        for _ in range(2):
-            _, _, child = self._begin_write()
-            times = {}
-            while (passed := child.next_mark()) != "done":
-                assert passed != "failed"
-                times[passed] = time.monotonic()
-            times["done"] = time.monotonic()
-            child.bury()
-            self._spans = {name: times[AFTER[name]] - times[name] for name in MOMENTS}
-        began = time.monotonic()
-        self._nursery.fork("train", **self._train_arguments()).bury()
-        self._training_span = time.monotonic() - began
-        self._last = held(self.projects[0])
-
     def _begin_write(self, **options: Any) -> tuple[int, list[str], Child]:
         which = self._random.randrange(2)
         first = self._random.randrange(len(SCORED) - 2)
@@ -177,7 +138,7 @@ class KilledWriters:
         self._count += 1
         pipeline = self.projects[which]
         name = f"killed-{self._count}"
-        job = Job(str(pipeline.home.root), str(pipeline.folder), name, NOW.isoformat(), self.declared, self._by_changes)
+        job = Job(str(pipeline.home.root), str(pipeline.folder), name, NOW.isoformat(), self.declared, by_changes=True)
         return asdict(job)
 
     def _steps(self, task: str, **arguments: Any) -> list[str]:

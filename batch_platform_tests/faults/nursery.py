@@ -30,7 +30,7 @@ IMPORTED = (
     "skops.io",
     "sklearn.ensemble",
     "sklearn.metrics",
-    "batch_platform.features.lineage.rows",
+    "batch_platform.features.lineage",
     "encodings.cp437",  # in which a bundle's archive names its files
     VICTIMS,
     STORM,
@@ -171,7 +171,7 @@ def compile_trees() -> None:
 
 def parse_queries() -> None:
     """Let the parser build its tables, which it does with the first query."""
-    from batch_platform.features.lineage.rows import rows_read
+    from batch_platform.features.lineage import rows_read
 
     for sql in (FEATURES_SQL, LABELS_SQL):
         rows_read(sql, "events")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -44,6 +43,7 @@ from batch_platform_tests.harness.served import (
     Ui,
     answers,
     finished,
+    free_port,
     launch,
     session_of,
 )
@@ -184,38 +184,18 @@ def killed_run_of_the_command_line(folder: Path) -> None:
 @contextmanager
 def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
     """Run webserver and daemon as separate processes, with run monitoring every second."""
-    home = Home(project.folder / ".batch_platform")
+    home, port = Home(project.folder / ".batch_platform"), free_port()
     config = home.dagster / "dagster.yaml"
     config.write_text(DAGSTER_YAML.replace("  enabled: true\n", "  enabled: true\n  poll_interval_seconds: 1\n"))
-    workspace = home.dagster / "workspace.yaml"
-    location = {
-        "working_directory": str(project.folder),
-        "module_name": f"{PACKAGE}.definitions",
-        "location_name": PACKAGE,
-    }
-    workspace.write_text(f"load_from: [{{python_module: {location}}}]")
-    environment = clean_environment(DAGSTER_HOME=str(home.dagster), BATCH_PLATFORM_HOME=str(home.root))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = project.folder / "ui.log"
-    with log.open("wb") as output:
-        web = subprocess.Popen(
-            [sys.executable, "-m", "dagster_webserver", "-p", str(port), "-w", str(workspace)],
-            env=environment,
-            cwd=project.folder,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    daemon, log = Daemon(project.folder, home), project.folder / "ui.log"
+    web = daemon.started("dagster_webserver", "-p", str(port), log=log)
     ui = Ui(web, f"http://127.0.0.1:{port}", log, home.root)
-    command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]
-    daemon = Daemon(command, environment, project.folder)
     try:
         daemon.start()
         ui.wait(lambda: answers(ui))
         yield ui, daemon
     finally:
-        daemon.end()
+        end_session(daemon.process)
         end_session(web)
 
 
@@ -223,21 +203,20 @@ def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
 class Daemon:
     """Dagster's daemon, with the code server that it starts."""
 
-    command: list[str]
-    environment: dict[str, str]
     folder: Path
+    home: Home
+
+    def started(self, *words: str, log: Path) -> "subprocess.Popen[Any]":
+        """Start a module on the project, in a session of its own."""
+        environment = clean_environment(DAGSTER_HOME=str(self.home.dagster), BATCH_PLATFORM_HOME=str(self.home.root))
+        command = [sys.executable, "-m", *words, "-m", f"{PACKAGE}.definitions", "-d", str(self.folder)]
+        with log.open("ab") as output:
+            outputs = {"stdout": output, "stderr": output}
+            return subprocess.Popen(command, env=environment, cwd=self.folder, start_new_session=True, **outputs)
 
     def start(self) -> None:
         """Start the daemon."""
-        with (self.folder / "daemon.log").open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                cwd=self.folder,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        self.process = self.started("dagster._daemon", "run", log=self.folder / "daemon.log")
 
     def kill(self, *, with_its_code_server: bool) -> None:
         """Kill the daemon with SIGKILL, alone or together with the processes that it started."""
@@ -246,10 +225,6 @@ class Daemon:
         else:
             self.process.kill()
             self.process.wait()
-
-    def end(self) -> None:
-        """End the daemon and everything that it started."""
-        end_session(self.process)
 
 
 def end_session(leader: "subprocess.Popen[Any]") -> None:

@@ -1,13 +1,10 @@
 """What the processes of a storm do: the work of writers, who may be killed, and of those who look."""
 
-import contextlib
-import json
 import os
+import pickle
 import random
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,24 +13,19 @@ from typing import Any
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.explaining import LOST_FILE, explained
+from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.operations import cleanup
-from batch_platform.pipeline.backtest import backtest
-from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks, inspect, inspect_files
 from batch_platform_tests.faults.invariants import NOW, SCORED, assert_nothing_in_between, days, rewrite
 from batch_platform_tests.faults.nursery import mark
-from batch_platform_tests.faults.storm_departures import DEPARTURES, calm_departures, look_at_departures
 from batch_platform_tests.faults.victim import die_at_step
 from batch_platform_tests.harness.small_pipeline import carry_out, small_spec
 
@@ -108,18 +100,9 @@ def _bring_up_to_date(of: Work, _: random.Random) -> None:
     carry_out(of.declared(), NOW, of.run_id)
 
 
-def _replay(of: Work, _: random.Random) -> None:
-    pipeline, stamp = of.declared(), of.stamp()
-    scores = pipeline.state().scores
-    rejected = [day for day in days(pipeline, *of.keys) if day.key in scores and scores[day.key].rows_rejected]
-    list(pipeline.build_features(rejected, stamp, force=True))
-    list(pipeline.score(rejected, stamp))
-    pipeline.publish()
-
-
 def _train(of: Work, chance: random.Random) -> None:
     pipeline = of.declared()
-    period = serving_calendar(pipeline.spec).named(PERIOD)
+    period = pipeline.spec.periods.serving.named(PERIOD)
     pipeline.train(period, of.stamp(), params={"max_iter": chance.randint(2, 9)})
     pipeline.publish()
 
@@ -149,16 +132,6 @@ def _evaluate(of: Work, _: random.Random) -> None:
     pipeline.conclude(NOW)
 
 
-def _backtest(of: Work, chance: random.Random) -> None:
-    pipeline = of.declared()
-    version = chance.choice(pipeline.state().registry.versions).version
-    estimator = "sklearn.tree.DecisionTreeClassifier"
-    model = chance.choice([BacktestModel(version=version), BacktestModel(estimator=estimator)])
-    first = chance.randrange(len(SCORED) - 2)
-    partitions = days(pipeline, *SCORED[first : first + 3])
-    backtest(pipeline, partitions, model, of.stamp(), keep_scores=chance.random() < 0.5)
-
-
 def _collect_garbage(of: Work, _: random.Random) -> None:
     cleanup.UNRECORDED_FOR = timedelta(seconds=SECONDS_UNRECORDED)
     pipeline, now = of.declared(), datetime.now(UTC)
@@ -169,14 +142,11 @@ def _collect_garbage(of: Work, _: random.Random) -> None:
 KINDS: dict[str, Callable[[Work, random.Random], None]] = {
     "write": _write,
     "bring up to date": _bring_up_to_date,
-    "replay": _replay,
     "train": _train,
     "promote": _promote,
     "score with a version": _score_with_a_version,
     "evaluate": _evaluate,
-    "backtest": _backtest,
     "gc": _collect_garbage,
-    **{f"passing {work.__name__}": work for work in DEPARTURES},
 }
 
 
@@ -186,7 +156,6 @@ def look(root: str, earlier: Watermarks, seed: int, report: str) -> None:
     with Warehouse(home).open() as con:
         seen = inspect(con, WAREHOUSE, list(DECLARED), earlier)
         seen.add(inspect_files(con, home, list(DECLARED), random.Random(seed)), "files")
-        seen.add(look_at_departures(con, root), "departures")
     with duckdb.connect(str(home.published), read_only=True) as con:
         copy = inspect(con, "the published copy", list(DECLARED), {})
     _write_report(report, seen, copy)
@@ -209,7 +178,6 @@ def calm(root: str, report: str) -> None:
             assert_nothing_in_between(pipeline)
         except AssertionError as error:
             seen.check("nothing left in between", [f"{name}: {error}"])
-    seen.add(calm_departures(root), "departures")
     odd = [
         path.name
         for path in home.root.iterdir()
@@ -260,63 +228,5 @@ def read(root: str, report: str, stop: str) -> None:
     _write_report(report, Seen(total.checks, total.violations))
 
 
-def copy_home(root: str, to: str, earlier: Watermarks, seed: int, report: str) -> None:
-    """Copy a home while others write to it: it must hold all that was committed before, or be refused with what to do."""
-    copied, refusals, looks = Home(Path(to)), Seen(), list[Seen]()
-    _copy(Path(root), copied.root, random.Random(seed))
-    for what, look_at in {"published": _look_at_published, "warehouse": _look_at_warehouse}.items():
-        try:
-            looks += look_at(copied, earlier)
-            mark(f"outcome {what} opened")
-        except BatchPlatformError as error:
-            mark(f"outcome {what} refused: {' '.join(str(error).replace(to, '').split()[:9])}")
-            refusals.check("refusals say what to do", [] if error.hint else [str(error)])
-    shutil.rmtree(to)
-    _write_report(report, refusals, *looks)
-
-
-def _look_at_published(copied: Home, _: Watermarks) -> Iterator[Seen]:
-    with open_published(copied) as con:
-        try:
-            yield inspect(con, "published in a copy of the home", list(DECLARED), {})
-        except duckdb.IOException as error:
-            raise explained(error) from error
-
-
-def _look_at_warehouse(copied: Home, earlier: Watermarks) -> Iterator[Seen]:
-    watermarks = earlier
-    try:
-        with Warehouse(copied).open() as con:
-            at_first = inspect(con, "a copy of the home", list(DECLARED), earlier)
-        watermarks = at_first.watermarks
-        yield at_first
-    except duckdb.IOException as error:  # a file of a table was replaced while the home was copied: it is made again
-        if not LOST_FILE.search(str(error)):
-            raise
-    for name in DECLARED:
-        carry_out(Work(str(copied.root), name, PROJECTS[0], [], "").declared(), NOW, "on-the-copy")
-    with Warehouse(copied).open() as con:
-        later = inspect(con, "a copy of the home that went on", list(DECLARED), watermarks)
-    verified = verify(copied)
-    later.check("the copy as the warehouse", verified.differing, verified.tables)
-    yield later
-
-
-def _copy(root: Path, to: Path, chance: random.Random) -> None:
-    """Copy file by file, by `cp` or in an order drawn at random; what vanishes meanwhile is left out."""
-    if chance.random() < 0.5:
-        subprocess.run(["cp", "-a", "--", str(root), str(to)], capture_output=True, check=False)
-        return
-    files = [path for path in root.rglob("*") if path.is_symlink() or not path.is_dir()]
-    chance.shuffle(files)
-    for file in files:
-        copy = to / file.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copy2(file, copy, follow_symlinks=False)
-        if file.parent == root:
-            time.sleep(chance.uniform(0, 0.05))
-
-
 def _write_report(report: str, *looks: Seen) -> None:
-    Path(report).write_text(json.dumps([seen.as_json() for seen in looks]))
+    Path(report).write_bytes(pickle.dumps(looks))

@@ -1,16 +1,16 @@
-"""A storm: processes that compete for one home and are killed, while others read it and copy it, and every check there is.
+"""A storm: processes that compete for one home and are killed, while others read it, and every check there is.
 
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
-Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
-evaluated and cleaned up, by several processes at once; of a fourth one partitions are dropped, customers erased and rows
-delivered, exported and reported. Most are killed by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
-the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
+Three pipelines with challengers and rejected rows are written, trained, promoted, rolled back, evaluated and cleaned up, by
+several processes at once. Most are killed by SIGKILL: at a random time, or right before a commit, a checkpoint or the flip of
+the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
 
 import argparse
 import json
 import os
+import pickle
 import random
 import signal
 import sys
@@ -31,29 +31,20 @@ from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
 from batch_platform_tests.faults.invariants import SCORED, changed_events
 from batch_platform_tests.faults.nursery import Child, Nursery
-from batch_platform_tests.faults.storm_departures import plant_links, prepare
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
 WORK = {
     "write": 30,
     "bring up to date": 8,
-    "replay": 8,
     "train": 6,
     "promote": 8,
     "score with a version": 6,
     "evaluate": 6,
-    "backtest": 5,
     "gc": 6,
-    "passing write": 12,
-    "passing drop": 8,
-    "passing erase": 6,
-    "passing take_out": 6,
 }
-COPIES = 5  # on the same scale
 KILLED = 0.8  # share of the work that is meant to be killed
-AIMED = 0.4  # share of those kills that wait for a moment, or a step
-MOMENTS = ("log", "rollback journal", "staging")
+AIMED = 0.4  # share of those kills that wait for a step
 STEPS = {
     "link": r"^(symlink|replace) \.published",
     "copy": r"^rename published-",
@@ -68,13 +59,8 @@ REFUSALS = (
     "no approved version but",
     "was removed by",
     "no model serves it",
-    "were erased after this run started",
-    "there are no published predictions",
-    "Nothing is published of",
-    "no partition is scored, so there is nothing to report",  # a report of a pipeline that is dropped meanwhile
-    "No files found that match the pattern",  # a report of predictions in files that are dropped or erased meanwhile
-    "the features that it was scored from are gone",  # an export of features that are built again and not scored yet
 )
+LOOKS = AFTER_KILLS, BY_READERS, WHEN_CALM = "after kills", "by readers", "when calm"
 SECONDS_CALM = 45.0  # between two times at which nothing runs and all must be done
 
 
@@ -92,13 +78,8 @@ class Storm:
     seed: int = 0
     workers: int = 3
     kills: Counter[str] = field(default_factory=Counter[str])
-    done: Counter[str] = field(default_factory=Counter[str])  # work that came to its end
-    refused: Counter[str] = field(default_factory=Counter[str])
-    copies: Counter[str] = field(default_factory=Counter[str])
-    after_kills: Inspection = field(default_factory=Inspection)
-    by_readers: Inspection = field(default_factory=Inspection)
-    when_calm: Inspection = field(default_factory=Inspection)
-    of_copies: Inspection = field(default_factory=Inspection)
+    ended: Counter[str] = field(default_factory=Counter[str])  # work that came to its end, or was rightly refused
+    inspections: dict[str, Inspection] = field(default_factory=lambda: {name: Inspection() for name in LOOKS})
 
     def rage(self, seconds: float, *, kills: int = 0) -> dict[str, Any]:
         """Go on for so long, and until so many processes were killed, and return the summary."""
@@ -109,12 +90,10 @@ class Storm:
         self._home = Home(self.folder / "home").create()
         write_small_project(self.folder / PROJECTS[0])
         write_small_project(self.folder / PROJECTS[1], events=changed_events(*SCORED))
-        prepare(self._home)
         began = time.monotonic()
         with ExitStack() as stack:
             nurseries = [stack.enter_context(Nursery()) for _ in range(self.workers + 1)]
-            self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
-            plant_links(self._home)
+            self._ask(nurseries[0], "calm", WHEN_CALM, root=str(self._home.root))
             stack.enter_context(self._reader(nurseries.pop()))
             chances = [random.Random(f"{self.seed} {number}") for number in range(self.workers)]
             ends = time.monotonic() + seconds
@@ -124,22 +103,19 @@ class Storm:
                 with ThreadPoolExecutor(self.workers) as threads:
                     for nursery, chance in zip(nurseries, chances, strict=True):
                         threads.submit(self._work_until, until, least, nursery, chance)
-                self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
+                self._ask(nurseries[0], "calm", WHEN_CALM, root=str(self._home.root))
                 print(self._in_short(began), file=sys.stderr, flush=True)
         return self._summary(seconds)
 
     def _work_until(self, until: float, kills: int, nursery: Nursery, chance: random.Random) -> None:
-        kinds = {**WORK, "copy": COPIES}
         try:
-            while time.monotonic() < until or (self.kills.total() < kills and not self.after_kills.violations):
-                (kind,) = chance.choices(list(kinds), list(kinds.values()))
-                if kind == "copy":
-                    self._copy(nursery, chance)
-                elif self._work(kind, nursery, chance):
-                    self._ask(nursery, "look", self.after_kills, root=str(self._home.root), seed=chance.random())
+            while time.monotonic() < until or (self.kills.total() < kills and not self.violations):
+                (kind,) = chance.choices(list(WORK), list(WORK.values()))
+                if self._work(kind, nursery, chance):
+                    self._ask(nursery, "look", AFTER_KILLS, root=str(self._home.root), seed=chance.random())
         except Exception:  # noqa: BLE001 - a defect of the storm itself must not look like calm
             with self._lock:
-                self.after_kills.violations.append(f"the storm failed: {traceback.format_exc()}")
+                self.inspections[AFTER_KILLS].violations.append(f"the storm failed: {traceback.format_exc()}")
 
     def _work(self, kind: str, nursery: Nursery, chance: random.Random) -> bool:
         """Let a process work, and kill it or not; returns whether it was killed."""
@@ -148,17 +124,15 @@ class Storm:
         keys = SCORED[first : first + chance.randint(1, 3)]
         run_id = f"{kind.replace(' ', '-')}-{number}"
         of = Work(str(self._home.root), chance.choice(list(DECLARED)), chance.choice(PROJECTS), keys, run_id)
-        killed, aimed = chance.random() < KILLED, chance.random() < AIMED
-        aim = chance.choice([*MOMENTS, *STEPS]) if aimed else "a random time"
+        killed = chance.random() < KILLED
+        aim = chance.choice([*STEPS]) if chance.random() < AIMED else "a random time"
         arguments = {"kind": kind, "of": asdict(of), "seed": chance.randrange(2**32)}
         if killed and aim in STEPS:
             arguments["die_at"] = STEPS[aim]
         child, began = nursery.fork("batch_platform_tests.faults.storm_tasks.work", **arguments), time.monotonic()
         with self._not_hung(child, run_id):
             child.wait_for("working")
-            if killed and aim in MOMENTS:
-                self._kill_at(aim, child, run_id, began + self._spans[kind] * 2, chance)
-            elif killed and aim not in STEPS:
+            if killed and aim not in STEPS:
                 time.sleep(chance.uniform(0, self._spans[kind] * 1.1))
                 os.kill(child.pid, signal.SIGKILL)
             marks, status = child.end()
@@ -168,39 +142,16 @@ class Storm:
                 return True
             errors = [mark.removeprefix("error ") for mark in marks if mark.startswith("error ")]
             self._spans[kind] = 0.7 * self._spans[kind] + 0.3 * (time.monotonic() - began)
-            if not errors:
-                self.done[kind] += 1
-            elif expected := next((text for text in REFUSALS if text in errors[0]), None):
-                self.refused[f"{kind}: {expected}"] += 1
+            expected = next((text for text in REFUSALS if errors and text in errors[0]), "done")
+            if not errors or expected in REFUSALS:
+                self.ended[f"{kind}, {expected}"] += 1
             else:
-                self.after_kills.violations.append(f"{run_id} of {of.pipeline} failed: {errors[0]}")
+                self.inspections[AFTER_KILLS].violations.append(f"{run_id} of {of.pipeline} failed: {errors[0]}")
         return False
 
-    def _kill_at(self, moment: str, child: Child, run_id: str, latest: float, chance: random.Random) -> None:
-        """Kill a process as soon as a file is there that only its work can have made, or when it is late."""
-        files = {"log": self._home.warehouse_log, "rollback journal": self._home.warehouse_rollback}
-        while time.monotonic() < latest:
-            if moment == "staging":
-                if any(self._home.staging.glob(f"{run_id}-*")):
-                    time.sleep(chance.uniform(0, 0.2))
-                    break
-            elif files[moment].exists() and self._home.warehouse_lock.read_text() == str(child.pid):
-                time.sleep(chance.choice([0, chance.uniform(0, 0.01)]))
-                break
-            time.sleep(0.0005)
-        os.kill(child.pid, signal.SIGKILL)
-
-    def _copy(self, nursery: Nursery, chance: random.Random) -> None:
-        """Copy the home while the others go on, and look whether the copy is right or refused."""
-        to = str(self.folder / f"copy-{self._next()}")
-        arguments = {"root": str(self._home.root), "to": to, "seed": chance.randrange(2**32)}
-        marks = self._ask(nursery, "copy_home", self.of_copies, **arguments)
-        with self._lock:
-            self.copies.update(mark.removeprefix("outcome ") for mark in marks if mark.startswith("outcome "))
-
-    def _ask(self, nursery: Nursery, task: str, into: Inspection, **arguments: Any) -> list[str]:
-        """Let a process look, and take in what it saw; returns its marks."""
-        report = self.folder / f"report-{self._next()}.json"
+    def _ask(self, nursery: Nursery, task: str, look: str, **arguments: Any) -> None:
+        """Let a process look, and take in what it saw."""
+        report, into = self.folder / f"report-{self._next()}", self.inspections[look]
         with self._lock:
             earlier = {} if task == "calm" else {"earlier": dict(self._watermarks)}
         child = nursery.fork(
@@ -218,26 +169,25 @@ class Storm:
                         table: max(mark, self._watermarks.get(table, mark)) for table, mark in seen.watermarks.items()
                     }
             report.unlink(missing_ok=True)
-        return marks
 
     @contextmanager
     def _reader(self, nursery: Nursery) -> Iterator[None]:
-        report, stop = self.folder / "reader.json", self.folder / "stop"
+        into, report, stop = self.inspections[BY_READERS], self.folder / "reader", self.folder / "stop"
         arguments = {"root": str(self._home.root), "report": str(report), "stop": str(stop)}
         child = nursery.fork("batch_platform_tests.faults.storm_tasks.read", **arguments)
         yield
         stop.touch()
         marks, _ = child.end()
-        self.by_readers.violations += [f"the reader failed: {mark}" for mark in marks if mark.startswith("error ")]
+        into.violations += [f"the reader failed: {mark}" for mark in marks if mark.startswith("error ")]
         for seen in _read_report(report):
-            self.by_readers.add(seen, "reader")
+            into.add(seen, "reader")
 
     @contextmanager
     def _not_hung(self, child: Child, name: str) -> Iterator[None]:
         """End a process that takes longer than any work may, and count that as a violation."""
 
         def end() -> None:
-            self.after_kills.violations.append(f"{name} hung")
+            self.inspections[AFTER_KILLS].violations.append(f"{name} hung")
             os.kill(child.pid, signal.SIGKILL)
 
         timer = Timer(SECONDS_UNRECORDED, end)
@@ -251,43 +201,29 @@ class Storm:
             return self._count
 
     @property
-    def _inspections(self) -> dict[str, Inspection]:
-        return {
-            "after kills": self.after_kills,
-            "by readers": self.by_readers,
-            "when calm": self.when_calm,
-            "of copies": self.of_copies,
-        }
+    def violations(self) -> list[str]:
+        """What did not hold, with who saw it."""
+        return [f"{name}: {it}" for name, inspection in self.inspections.items() for it in inspection.violations]
 
     def _in_short(self, began: float) -> str:
-        checks = sum(inspection.checks.total() for inspection in self._inspections.values())
-        violations = [violation for inspection in self._inspections.values() for violation in inspection.violations]
-        shown = "".join(f"\n  {violation}" for violation in violations)
-        return f"{time.monotonic() - began:.0f} s: {self.kills.total()} kills, {checks} checks, {len(violations)} violations{shown}"
+        checks = sum(inspection.checks.total() for inspection in self.inspections.values())
+        counts = f"{self.kills.total()} kills, {checks} checks, {len(self.violations)} violations"
+        return "\n  ".join([f"{time.monotonic() - began:.0f} s: {counts}", *self.violations])
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "seconds": seconds,
             "kills": {"all": self.kills.total(), **dict(sorted(self.kills.items()))},
-            "done": dict(sorted(self.done.items())),
-            "refused": dict(sorted(self.refused.items())),
-            "copies": dict(sorted(self.copies.items())),
-            "checks": {
-                name: {"all": inspection.checks.total(), **dict(sorted(inspection.checks.items()))}
-                for name, inspection in self._inspections.items()
-            },
-            "violations": [
-                f"{name}: {violation}"
-                for name, inspection in self._inspections.items()
-                for violation in inspection.violations
-            ],
+            "ended": dict(sorted(self.ended.items())),
+            "checks": {name: inspection.checks.total() for name, inspection in self.inspections.items()},
+            "violations": self.violations,
         }
 
 
-def _read_report(report: Path) -> list[Seen]:
+def _read_report(report: Path) -> tuple[Seen, ...]:
     """What a process saw; nothing if it failed before it wrote that."""
-    return [Seen.from_json(written) for written in json.loads(report.read_text())] if report.exists() else []
+    return pickle.loads(report.read_bytes()) if report.exists() else ()
 
 
 def main() -> int:

@@ -10,9 +10,7 @@ import resource
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +21,13 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.operations.drop import drop_partitions
+from batch_platform.operations.cleanup import drop_partitions
 from batch_platform.operations.erase import erase_subject
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.recovery import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec
@@ -47,9 +45,7 @@ class Job:
     run_id: str
     at: str
     declared: dict[str, Any] = field(default_factory=dict[str, Any])  # overrides as for `small_spec`
-    by_changes: bool = (
-        False  # publish by statements for what changed, as a large warehouse is, not by a copy of its bytes
-    )
+    by_changes: bool = False  # publish by statements for what changed, as a large warehouse is, not by a copy
 
     @property
     def pipeline(self) -> Pipeline:
@@ -86,14 +82,12 @@ def write(  # noqa: PLR0913 - what is written, and how it ends
         published.SMALL_BYTES = 0
     if die_at:
         die_at_step(die_at)
-    _mark_commits(pause=pause)
+    if pause:
+        _pause_before_the_commit()
     _watch(stop_at, named=name_steps)
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
-    mark("building")
     list(pipeline.build_features(partitions, stamp, force=True))
-    mark("scoring")
     list(pipeline.score(partitions, stamp, force=True))
-    mark("publishing")
     pipeline.publish()
 
 
@@ -157,9 +151,7 @@ def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_
     """Train and register another model of a serving period; arguments as for `write`."""
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _watch(stop_at, named=name_steps)
-    mark("training")
     pipeline.train(pipeline.spec.partitions.calendar.named(period), stamp)
-    mark("publishing")
     pipeline.publish()
 
 
@@ -184,45 +176,24 @@ def erase(job: dict[str, Any], values: dict[str, str], stop_at: int | None = Non
 
 
 def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
-    """Score and publish partitions again and again; marks at the end the longest wait for the lock."""
-    pipeline, stamp, waits = Job(**job).pipeline, Job(**job).stamp, list[float]()
-    locked = warehouse.locked
-
-    @contextmanager
-    def timed(patience: Any) -> Generator[None]:
-        began = time.monotonic()
-        with locked(patience):
-            waits.append(time.monotonic() - began)
-            yield
-
-    warehouse.locked = timed
+    """Score and publish partitions again and again."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
     for number in range(times):
         list(pipeline.score(partitions, Stamp(f"{stamp.run_id}-{number}", stamp.at), force=True))
         pipeline.publish()
-    mark(f"waited {max(waits):.3f} of {len(waits)}")
 
 
-def _mark_commits(*, pause: bool) -> None:
-    """Mark when a commit is about to begin, and the checkpoint after it."""
-    commit, checkpoint = warehouse.Warehouse.commit_scores, warehouse.WarehouseFile.checkpoint
+def _pause_before_the_commit() -> None:
+    """Mark when a commit is about to begin, and stop."""
+    commit = warehouse.Warehouse.commit_scores
 
-    def marked(*args: Any, **kwargs: Any) -> Any:
+    def paused(*args: Any, **kwargs: Any) -> Any:
         mark("committing")
-        if pause:
-            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # here, not wherever another thread gets it
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # here, not wherever another thread gets it
         return commit(*args, **kwargs)
 
-    def marked_checkpoint(file: warehouse.WarehouseFile, con: duckdb.DuckDBPyConnection) -> None:
-        needed = file.home.warehouse_log.exists()
-        if needed:
-            mark("checkpointing")
-        checkpoint(file, con)
-        if needed:
-            mark("checkpointed")
-
-    warehouse.Warehouse.commit_scores = marked
-    warehouse.WarehouseFile.checkpoint = marked_checkpoint
+    warehouse.Warehouse.commit_scores = paused
 
 
 def _watch(stop_at: int | None, *, named: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.fingerprints import Fingerprint, Fingerprints
-from batch_platform.features.lineage.rows import rows_read
+from batch_platform.features.lineage import rows_read
 from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_spec

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -19,9 +18,7 @@ Features = Callable[[date], pl.DataFrame]
 
 FOLDER = Path(sources.__file__).parent
 FEATURES = (FOLDER / "features.sql").read_text()
-LABELS = (FOLDER / "labels.sql").read_text()
 NEW_YORK = ZoneInfo("America/New_York")
-FLIGHTS = 336_776
 
 DAYS = [
     pytest.param(date(2013, 1, 1), id="first day: no history, no weather"),
@@ -34,11 +31,7 @@ OUTCOMES = ["arrived_at", "dep_delay", "arr_delay", "air_time"]
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    return {
-        "flights": sources.flights().collect(),
-        "weather": sources.weather().collect(),
-        "planes": sources.planes().collect(),
-    }
+    return {read.__name__: read().collect() for read in (sources.flights, sources.weather, sources.planes)}
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +90,14 @@ def start_of(day: date) -> datetime:
     return datetime.combine(day, time(), NEW_YORK).astimezone(UTC)
 
 
-def connection(tables: Tables, threads: int = 2) -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(config={"threads": threads})
-    con.execute("SET TimeZone = 'America/New_York'")
-    for name, table in tables.items():
-        con.register("table_in_memory", table)
-        con.execute(f"CREATE TABLE {name} AS FROM table_in_memory")
-    return con
-
-
-def query(con: duckdb.DuckDBPyConnection, sql: str, day: date) -> pl.DataFrame:
-    values: dict[str, Any] = {
-        "partition_start": start_of(day),
-        "partition_end": start_of(day + timedelta(days=1)),
-        "partition_key": day.isoformat(),
-    }
-    return con.sql(sql, params={name: value for name, value in values.items() if f"${name}" in sql}).pl()
-
-
-def features(tables: Tables, day: date, threads: int = 2) -> pl.DataFrame:
-    with connection(tables, threads) as con:
-        return query(con, FEATURES, day)
+def features(tables: Tables, day: date) -> pl.DataFrame:
+    values = {"partition_start": start_of(day), "partition_end": start_of(day + timedelta(days=1))}
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'America/New_York'")
+        for name, table in tables.items():
+            con.register("table_in_memory", table)
+            con.execute(f"CREATE TABLE {name} AS FROM table_in_memory")
+        return con.sql(FEATURES, params={name: value for name, value in values.items() if f"${name}" in FEATURES}).pl()
 
 
 def as_bytes(frame: pl.DataFrame) -> bytes:

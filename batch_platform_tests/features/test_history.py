@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features import kept as in_memory
+from batch_platform.features import training_data as in_memory
 from batch_platform.features.history import History
 from batch_platform_tests.harness.small_pipeline import finished_pipeline
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.features.sample import Sample
+from batch_platform.features.training_data import Sample
 from batch_platform_tests.harness.tiers import examples
 
 pytestmark = pytest.mark.unit
@@ -44,11 +44,6 @@ def test_a_sample_holds_so_many_rows_in_their_order_with_each_class_in_proportio
         before, after = (Counter(pl.concat(frames)["label"]), Counter(sample["label"]))
         assert set(after) == set(before), "no class is lost while there is room"
         assert all(abs(after[name] - most * before[name] / at) <= 2 for name in before)
-
-
-def test_a_rare_class_keeps_a_row():
-    sample = drawn([labelled(["common"] * 5000 + ["rare"])], 100, "label")
-    assert Counter(sample["label"]) == {"common": 99, "rare": 1}
 
 
 @pytest.mark.parametrize("by", ["label", None])

@@ -22,11 +22,11 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
-from batch_platform.features.lineage.records import RowsRead, SourceColumn
-from batch_platform.features.lineage.spark_sql import spark_statement
-from batch_platform.features.spark.jobs import FailedTask
-from batch_platform.features.spark.session import spark_session
+from batch_platform.features.lineage import spark_statement
+from batch_platform.features.origins import RowsRead, SourceColumn
 from batch_platform.sources.opening import Sources
+from batch_platform.spark.jobs import FailedTask
+from batch_platform.spark.session import spark_session
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
@@ -301,19 +301,13 @@ def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_pa
     ("sql", "problem"),
     [
         ("SELECT id FROM events; SELECT 1", "it must be one SELECT; it holds SELECT, SELECT"),
-        (
-            "SELECT id FROM events JOIN sales.orders USING (id)",
-            r"reads sales\.orders; it can read only the sources events\.",
-        ),
+        ("SELECT id FROM events JOIN sales.orders USING (id)", r"reads sales\.orders; it can read only the sources events\."),
         ("SELECT * FROM parquet.`/etc/x`", r"reads parquet\./etc/x; it can read only"),
         ("SELECT java_method('java.lang.System', 'exit', 1)", r"reads java_method\(\); it can read only"),
         ("SELECT TRANSFORM (id) USING 'cat' AS (id) FROM events", "reads transform … using; it can read only"),
-        (
-            FEATURES_SQL,
-            r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon",
-        ),
+        (FEATURES_SQL, r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon"),
     ],
-)
+)  # fmt: skip
 def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
     with pytest.raises(SourceError, match=problem):
         _ = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=sql).query
@@ -322,13 +316,10 @@ def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        (
-            ("a.parquet", "_b.parquet"),
-            r"source 'events' of 'small': Spark does not read files .*_b\.parquet\. Hint: rename",
-        ),
+        (("a.parquet", "_b.parquet"), r"source 'events' of 'small': Spark does not read files .*_b\.parquet\. Hint: rename"),
         (("a.parquet", "b.parquet"), r"source 'events' of 'small': \S+b\.parquet lacks 'amount', which other files"),
     ],
-)
+)  # fmt: skip
 def test_files_that_spark_would_read_as_nothing_or_as_nulls_are_refused(spark, tmp_path, names, problem):
     made = Built(tmp_path, spark.declared(), sources={"events": {"parquet": "days/*.parquet"}})
     (tmp_path / "days").mkdir()
@@ -404,26 +395,16 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
     assert (written.rows, written.sha256) == (40, expected.sha256)
 
 
-@pytest.mark.parametrize(
-    ("text", "failed"),
-    [
-        (
-            (
-                "Job aborted due to stage failure: \nAborting TaskSet 2.0 because task 1 (partition 1)\ncannot run anywhere due to node "
-                "and executor excludeOnFailure.\nMost recent failure:\nLost task 1.2 in stage 2.0 (TID 19) (127.0.0.2 executor 0): "
-                "org.apache.spark.api.python.PythonException: An exception was thrown from the Python worker: Traceback:\n  File x\n"
-                "batch_platform.declaration.errors.WarehouseError: small, partition x: no room. Hint: make room.\n SQLSTATE: 38000"
-            ),
-            FailedTask(1, 3, "small, partition x: no room", "make room."),
-        ),
-    ],
-)
-def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
-    """As Spark 4.3 writes them: machines that were all excluded."""
-    assert (
-        FailedTask.of(RuntimeError(f"An error occurred while calling o1.collectToPython.\n: SparkException: {text}"))
-        == failed
+def test_the_task_for_which_spark_gives_up_is_read_from_its_error():
+    """As Spark 4.3 writes it where all machines were excluded."""
+    text = (
+        "An error occurred while calling o1.collectToPython.\n: SparkException: Job aborted due to stage failure: \n"
+        "Aborting TaskSet 2.0 because task 1 (partition 1)\ncannot run anywhere due to node and executor excludeOnFailure.\n"
+        "Most recent failure:\nLost task 1.2 in stage 2.0 (TID 19) (127.0.0.2 executor 0): "
+        "org.apache.spark.api.python.PythonException: An exception was thrown from the Python worker: Traceback:\n  File x\n"
+        "batch_platform.declaration.errors.WarehouseError: small, partition x: no room. Hint: make room.\n SQLSTATE: 38000"
     )
+    assert FailedTask.of(RuntimeError(text)) == FailedTask(1, 3, "small, partition x: no room", "make room.")
 
 
 DRIVER = """\

@@ -13,8 +13,8 @@ from pyspark.sql.connect.session import SparkSession as RemoteSession
 
 import batch_platform
 from batch_platform.declaration.engine import Spark
-from batch_platform.features.spark import internals
-from batch_platform.features.spark.session import spark_session
+from batch_platform.spark import internals
+from batch_platform.spark.session import spark_session
 
 PRIVATE = re.compile(r"\b_(?:jsc|gateway|jvm)\b|\bjava_gateway\b")
 
@@ -22,7 +22,7 @@ PRIVATE = re.compile(r"\b_(?:jsc|gateway|jvm)\b|\bjava_gateway\b")
 def test_only_one_module_uses_them():
     package = Path(batch_platform.__file__).parent
     users = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if PRIVATE.search(file.read_text())}
-    assert users == {"features/spark/internals.py"}
+    assert users == {"spark/internals.py"}
 
 
 def test_java_is_started_forgotten_and_read_by_names_that_are_there(monkeypatch):

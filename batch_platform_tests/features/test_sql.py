@@ -19,10 +19,9 @@ from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.features.query import Query
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.sources.opening import SourceConnection, Sources
-from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.postgres_server import Server, postgres_server
 from batch_platform_tests.harness.small_pipeline import (
     LAST_DAY,
@@ -30,10 +29,9 @@ from batch_platform_tests.harness.small_pipeline import (
     finished_pipeline,
     small_events,
     small_pipeline,
-    small_spec,
 )
+from batch_platform_tests.sources.declared import FIRST, SECOND, sources_in
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 SECRET = "geh:ei@m/1"  # a URL writes it:
 QUOTED = "geh%3Aei%40m%2F1"
 BOUNDED = "SELECT id, at FROM orders -- $nothing; 'here\nWHERE at >= $partition_start AND at < $partition_end;\n"
@@ -100,9 +98,7 @@ def declared(folder: Path, uri: str, text: str | None = None, **block: str) -> S
     if text is not None:
         (folder / "query.sql").write_text(text)
         block["query"] = "query.sql"
-    return Sources(
-        small_spec(sources={"events": None, "a": {"sql": {"uri": uri, **block}}}), folder, Home(folder / "home")
-    )
+    return sources_in(folder, a={"sql": {"uri": uri, **block}})
 
 
 def ids(con: SourceConnection) -> list[int]:
@@ -263,13 +259,10 @@ def require_no_secret(error: BaseException) -> None:
     [
         ({}, "give either `table` or `query`; found none"),
         ({"table": "orders", "query": "query.sql"}, "give either `table` or `query`; found both"),
-        (
-            {"uri": "mysql://me:geheim@host/shop", "table": "orders"},
-            "uri must begin with one of bigquery://, .*sqlite://",
-        ),
+        ({"uri": "mysql://me:geheim@host/shop", "table": "orders"}, "uri must begin with one of bigquery://, .*sqlite://"),
         ({"query": "/elsewhere/query.sql"}, "query"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_declaration_is_refused_with_its_key_and_never_the_password(tmp_path, block, message):
     with pytest.raises(ValueError, match=rf"sources\.a\.sql.*\n?.*{message}") as refused:
         declared(tmp_path, **{"uri": "sqlite:///shop.sqlite", **block})
@@ -323,11 +316,8 @@ def due(pipeline: Pipeline, *, recheck: bool = False) -> dict[str, str]:
 BLOCKS = {
     "a query": {"query": "events.sql"},
     "a table": {"table": "events"},
-    "a query with a version of each partition": {
-        "query": "events.sql",
-        "version": "SELECT sum(amount) FROM events WHERE ts >= $partition_start AND ts < $partition_end",
-    },
-}
+    "a query with a version of each partition": {"query": "events.sql", "version": "SELECT sum(amount) FROM events WHERE ts >= $partition_start AND ts < $partition_end"},
+}  # fmt: skip
 
 
 @pytest.mark.full
@@ -343,12 +333,12 @@ def test_only_the_partition_whose_rows_changed_in_the_database_is_due(tmp_path, 
     key = f"{LAST_DAY}"
     execute(server, f"UPDATE events SET amount = amount + 1 WHERE (ts AT TIME ZONE 'Europe/Berlin')::date = '{key}'")
     ticking = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
-    assert ticking.published_state(most_bytes=0).changed == {}  # a tick has no time to read so much
-    assert ticking.published_state(most_bytes=1 << 40).changed.keys() == {key}
+    assert ticking.published_state(most_bytes=0).seen.changed == {}  # a tick has no time to read so much
+    assert ticking.published_state(most_bytes=1 << 40).seen.changed.keys() == {key}
     assert due(pipeline) == {key: "rows of source 'events' changed"}
     carry_out(pipeline, NOW)
     assert due(pipeline, recheck=True) == {}
     execute(server, "DELETE FROM events WHERE ts < '2024-02-02'")
     assert due(pipeline) == {}  # long ago
     assert due(pipeline, recheck=True) == {}  # nothing is built from nothing
-    assert "no longer holds its rows" in pipeline.state(recheck=True).gone["2024-02-01"]
+    assert "no longer holds its rows" in pipeline.state(recheck=True).seen.gone["2024-02-01"]

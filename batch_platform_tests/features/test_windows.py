@@ -8,16 +8,7 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.features import build, windows
-from batch_platform.features.build import FeatureBuilder
-from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
-    LABELS_SQL,
-    small_events,
-    small_spec,
-    write_small_project,
-)
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, LABELS_SQL, small_events, small_pipeline
 
 WITHIN = "ts >= $partition_start AND ts < $partition_end"
 DAYS = 20
@@ -27,9 +18,8 @@ class Project:
     """A project of days, whose rows are read by one query for many of them."""
 
     def __init__(self, folder, monkeypatch, files, events=None, **spec):
-        write_small_project(folder, events=events, **files)
-        self.spec, self.folder = small_spec(**spec), folder
-        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
+        pipeline = small_pipeline(folder, **files, **({} if events is None else {"events": events}), **spec)
+        self.spec, self.folder, self.builder = pipeline.spec, pipeline.folder, pipeline.builder
         calendar = self.spec.partitions.calendar
         self.partitions = calendar.within(calendar.first_start, calendar.first_start + timedelta(days=DAYS))
         self.queries, self.alone = 0, list[str]()
@@ -214,12 +204,12 @@ def test_one_query_writes_the_features_of_many_partitions_byte_for_byte_as_a_que
     assert read.queries == 3  # of 2, 16 and 2 partitions
 
 
-def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features, tmp_path):
+def test_features_read_ahead_of_a_change_of_their_source_are_read_again(features):
     read, changed = features(), small_events().with_columns(pl.col("amount") * 2)
 
     def before(partition):
         if partition == read.partitions[9]:
-            changed.write_parquet(tmp_path / "events.parquet")
+            changed.write_parquet(read.folder / "events.parquet")
 
     outcomes, as_changed = read.together(before), read.one_by_one()
     assert outcomes[9:] == as_changed[9:]

@@ -75,20 +75,26 @@ class InProcess:
         self._monkeypatch, self._capfd = monkeypatch, capfd
 
     def __call__(self, folder: Path, *args: str, **environment: str) -> Answer:
-        forget_projects()
         self._capfd.readouterr()
         with self._monkeypatch.context() as patch:
-            patch.chdir(folder)
-            patch.setattr(sys, "argv", ["batch-platform", *args])
-            patch.setattr(sys, "path", [*sys.path])
-            for name in OWN_VARIABLES:
-                patch.setenv(name, environment.get(name, ""))
-                if name not in environment:
-                    patch.delenv(name)
-            with pytest.raises(SystemExit) as done:
-                main()
+            code = exit_code(patch, folder, *args, **environment)
         captured = self._capfd.readouterr()
-        return Answer(int(done.value.code or 0), captured.out, without_signs_of_life(captured.err))
+        return Answer(code, captured.out, without_signs_of_life(captured.err))
+
+
+def exit_code(patch: pytest.MonkeyPatch, folder: Path, *args: str, **environment: str) -> int:
+    """Call the command in this process, as if it had just started."""
+    forget_projects()
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["batch-platform", *args])
+    patch.setattr(sys, "path", [*sys.path])
+    for name in OWN_VARIABLES:
+        patch.setenv(name, environment.get(name, ""))
+        if name not in environment:
+            patch.delenv(name)
+    with pytest.raises(SystemExit) as done:
+        main()
+    return int(done.value.code or 0)
 
 
 def without_signs_of_life(text: str) -> str:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from batch_platform_tests.harness.deployment import Deployment
 
@@ -42,3 +44,10 @@ def upstream(deployment: Deployment, asset: str, of: str, key: str) -> list[str]
     )
     assert not list(mapped.required_but_nonexistent_subset.get_partition_keys())
     return list(mapped.partitions_subset.get_partition_keys())
+
+
+def status(deployment: Deployment, asset: str, day: str) -> StaleStatus:
+    """Dagster's judgement of whether a partition is out of date, which has no public name."""
+    graph = deployment.definitions.resolve_asset_graph()
+    loading = LoadingContextForTest(deployment.instance)
+    return CachingStaleStatusResolver(deployment.instance, graph, loading).get_status(deployment.key(asset), day)

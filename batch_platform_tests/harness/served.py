@@ -48,6 +48,16 @@ query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
   __typename
   ... on PartitionBackfill {status runs(limit: 100) {runId status tags {key value}} error {message}}
 }}"""
+RUNS_OF_LOCATION = """
+query ($location: String!) {runsOrError(filter: {tags: [{key: ".dagster/repository", value: $location}]}) {... on Runs {
+  results {runId jobName status repositoryOrigin {repositoryLocationName repositoryName} hasReExecutePermission}
+}}}"""
+RETRY = """
+mutation ($params: ReexecutionParams!) {launchRunReexecution(reexecutionParams: $params) {
+  __typename
+  ... on LaunchRunSuccess {run {runId}}
+  ... on PythonError {message}
+}}"""
 
 
 @dataclass(frozen=True)

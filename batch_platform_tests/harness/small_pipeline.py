@@ -19,9 +19,9 @@ import polars as pl
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import Plan, make_plan
-from batch_platform.pipeline.steps import STEPS
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.steps import STEPS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.harness.starting_points import made_once

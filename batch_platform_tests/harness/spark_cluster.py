@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyspark
 
-from batch_platform.features.spark.session import QUICK_JAVA
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.partition import ScoringOrder
+from batch_platform.scoring.run import Due, orders_of
+from batch_platform.spark.session import QUICK_JAVA
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -246,3 +249,12 @@ def kill(pids: Sequence[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def orders_for(pipeline: Pipeline, keys: Sequence[str]) -> list[ScoringOrder]:
+    """Order the partitions to be scored by the only version."""
+    state = pipeline.state()
+    (version,) = state.registry.of_model
+    calendar = pipeline.spec.partitions.calendar
+    due = [Due(calendar.named(key), version, state.features[key], None) for key in keys]
+    return list(orders_of(due, pipeline.history, pipeline.bundle_folder))

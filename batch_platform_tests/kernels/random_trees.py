@@ -1,10 +1,12 @@
-"""Trees of scikit-learn of every kind, fitted to random tables."""
+"""Trees of scikit-learn and boosters of every kind, fitted to random tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import lightgbm
 import numpy as np
+import xgboost
 from hypothesis import strategies as st
 from sklearn import ensemble, tree
 from sklearn.impute import SimpleImputer
@@ -13,12 +15,14 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.kernels.forest.compiled import (
     CompilablePredictor,
-    CompiledPredictor,
+    TreePredictor,
     compile_predictor,
     generated_rows,
     same_outcome,
 )
 from batch_platform.kernels.native_threads import one_thread
+from batch_platform.models.contract import Contract, ContractColumn, Signature
+from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 
 
@@ -36,6 +40,14 @@ class Shape:
     missing: float = 0.0
     categories: int = 0  # of the last column; 0 makes it a number
 
+    @property
+    def contract(self) -> Contract:
+        numbers = [ContractColumn(name=f"x{at}", type="float", nullable=True) for at in range(self.columns)]
+        if self.categories:
+            codes = tuple(map(str, range(self.categories)))
+            numbers[-1] = ContractColumn(name="code", type="category", nullable=True, categories=codes)
+        return Contract(tuple(numbers))
+
 
 SHAPES = st.builds(
     Shape,
@@ -51,54 +63,106 @@ SHAPES = st.builds(
 )
 
 
-def histogram(shape: Shape, kind: type, **params: Any) -> Any:
-    categorical = [shape.columns - 1] if shape.categories else None
-    return kind(
+def histogram(kind: type, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(
         max_iter=shape.trees,
         max_leaf_nodes=shape.leaves,
         min_samples_leaf=1,
-        categorical_features=categorical,
+        categorical_features=[shape.columns - 1] if shape.categories else None,
         early_stopping=False,
         **params,
     )
 
 
-def grown(shape: Shape, kind: type, **params: Any) -> Any:
-    return kind(n_estimators=shape.trees, max_depth=shape.depth, random_state=shape.seed, **params)
+def grown(kind: type, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(n_estimators=shape.trees, max_depth=shape.depth, random_state=shape.seed, **params)
 
 
-def single(shape: Shape, kind: type, **params: Any) -> Any:
-    return kind(max_depth=shape.depth, random_state=shape.seed, **params)
+def single(kind: type) -> Callable[[Shape], Any]:
+    return lambda shape: kind(max_depth=shape.depth, random_state=shape.seed)
 
 
-def boosted(shape: Shape, kind: type, **params: Any) -> Any:
-    return kind(n_estimators=shape.trees, max_depth=min(shape.depth, 8), random_state=shape.seed, **params)
+def boosted(kind: type, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: grown(kind, **params)(replace(shape, depth=min(shape.depth, 8)))
 
 
-CLASSIFIERS: dict[str, Callable[[Shape], Any]] = {
-    "histogram": lambda shape: histogram(shape, ensemble.HistGradientBoostingClassifier),
-    "random forest": lambda shape: grown(shape, ensemble.RandomForestClassifier),
-    "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesClassifier, max_features=1),
-    "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier),
-    "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier, init="zero"),
-    "decision tree": lambda shape: single(shape, tree.DecisionTreeClassifier),
-    "extra tree": lambda shape: single(shape, tree.ExtraTreeClassifier),
-    "imputed forest": lambda shape: make_pipeline(
-        SimpleImputer(keep_empty_features=True), grown(shape, ensemble.RandomForestClassifier)
+def isolation(**params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: ensemble.IsolationForest(n_estimators=shape.trees, random_state=shape.seed, **params)
+
+
+def light(kind: type = lightgbm.LGBMRegressor, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(
+        n_estimators=shape.trees,
+        num_leaves=shape.leaves,
+        max_depth=-1,
+        min_child_samples=1,
+        min_data_per_group=1,
+        cat_smooth=0,
+        n_jobs=1,
+        verbose=-1,
+        **params,
+    )
+
+
+def extreme(kind: type = xgboost.XGBRegressor, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(
+        n_estimators=shape.trees,
+        max_leaves=shape.leaves,
+        max_depth=min(shape.depth, 8),
+        min_child_weight=0,
+        n_jobs=1,
+        enable_categorical=bool(shape.categories),
+        feature_types=["q"] * (shape.columns - 1) + ["c"] if shape.categories else None,
+        **params,
+    )
+
+
+def behind(step: Any, make: Callable[[Shape], Any]) -> Callable[[Shape], Any]:
+    return lambda shape: make_pipeline(step, make(shape))
+
+
+BOOSTERS: dict[str, Callable[[Shape], Any]] = {
+    "lightgbm, classes": light(lightgbm.LGBMClassifier),
+    "lightgbm, classes of a forest": light(
+        lightgbm.LGBMClassifier, boosting_type="rf", bagging_freq=1, bagging_fraction=0.7
     ),
-    "scaled histogram": lambda shape: make_pipeline(
-        StandardScaler(), histogram(replace(shape, categories=0), ensemble.HistGradientBoostingClassifier)
-    ),
+    "lightgbm, classes of dropped trees": light(lightgbm.LGBMClassifier, boosting_type="dart", drop_rate=0.5),
+    "lightgbm, classes of a flat link": light(lightgbm.LGBMClassifier, sigmoid=0.5),
+    "lightgbm, values": light(),
+    "lightgbm, counts": light(objective="poisson"),
+    "lightgbm, missing values unknown": light(use_missing=False),
+    "lightgbm, shares": light(objective="cross_entropy"),
+    "lightgbm, scaled": behind(StandardScaler(), light()),
+    "xgboost, classes": extreme(xgboost.XGBClassifier),
+    "xgboost, classes of a forest": extreme(xgboost.XGBRFClassifier),
+    "xgboost, values": extreme(),
+    "xgboost, counts": extreme(objective="count:poisson"),
+    "xgboost, shares": extreme(objective="reg:logistic"),
+    "xgboost, several trees a round": extreme(num_parallel_tree=3, subsample=0.5, base_score=0.3),
+    "xgboost, one category against the rest": extreme(max_cat_to_onehot=1000),
+    "xgboost, scaled": behind(StandardScaler(), extreme()),
 }
-REGRESSORS: dict[str, Callable[[Shape], Any]] = {
-    "histogram": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor),
-    "histogram, poisson": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="poisson"),
-    "histogram, gamma": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="gamma"),
-    "random forest": lambda shape: grown(shape, ensemble.RandomForestRegressor),
-    "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesRegressor),
-    "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor),
-    "decision tree": lambda shape: single(shape, tree.DecisionTreeRegressor),
-    "extra tree": lambda shape: single(shape, tree.ExtraTreeRegressor),
+MODELS: dict[str, Callable[[Shape], Any]] = {
+    "histogram, classes": histogram(ensemble.HistGradientBoostingClassifier),
+    "random forest, classes": grown(ensemble.RandomForestClassifier),
+    "extra trees, classes": grown(ensemble.ExtraTreesClassifier, max_features=1),
+    "boosted, classes": boosted(ensemble.GradientBoostingClassifier),
+    "boosted, classes from zero": boosted(ensemble.GradientBoostingClassifier, init="zero"),
+    "decision tree, classes": single(tree.DecisionTreeClassifier),
+    "extra tree, classes": single(tree.ExtraTreeClassifier),
+    "imputed, classes": behind(SimpleImputer(keep_empty_features=True), grown(ensemble.RandomForestClassifier)),
+    "scaled, classes": behind(StandardScaler(), histogram(ensemble.HistGradientBoostingClassifier)),
+    "histogram, values": histogram(ensemble.HistGradientBoostingRegressor),
+    "histogram, poisson": histogram(ensemble.HistGradientBoostingRegressor, loss="poisson"),
+    "histogram, gamma": histogram(ensemble.HistGradientBoostingRegressor, loss="gamma"),
+    "random forest, values": grown(ensemble.RandomForestRegressor),
+    "extra trees, values": grown(ensemble.ExtraTreesRegressor),
+    "boosted, values": boosted(ensemble.GradientBoostingRegressor),
+    "decision tree, values": single(tree.DecisionTreeRegressor),
+    "extra tree, values": single(tree.ExtraTreeRegressor),
+    "isolation forest": isolation(),
+    "isolation forest of some columns": isolation(max_features=0.5),
+    **BOOSTERS,
 }
 
 
@@ -114,17 +178,25 @@ def table(shape: Shape, rows: int, *, missing: bool = True) -> np.ndarray:
     return np.asfortranarray(matrix)
 
 
-def learned(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> SklearnPredictor:
-    """An estimator fitted to labels that follow every column."""
-    matrix = table(shape, shape.rows, missing=not name.startswith("boosted"))
+def learned(name: str, shape: Shape) -> Any:
+    """A model fitted to labels that follow every column; a booster as it comes back from disk."""
+    if "scaled" in name:
+        shape = replace(shape, categories=0)
+    matrix = table(shape, shape.rows, missing=not name.startswith(("boosted", "isolation")))
     random = np.random.default_rng(shape.seed)
     signal = np.sin(3 * np.nan_to_num(matrix, nan=0.7)).sum(axis=1) + 0.1 * random.normal(size=shape.rows)
-    if task == "regression":
-        truth = np.exp(signal)
-    else:
+    task, truth = "regression", 1 / (1 + np.exp(-signal))
+    if "classes" in name:
+        task = "binary" if shape.classes == 2 else "multiclass"
         truth = np.digitize(signal, np.quantile(signal, np.arange(1, shape.classes) / shape.classes))
+    model = MODELS[name](shape)
+    if name in BOOSTERS:
+        codes = {"categorical_feature": [shape.columns - 1]} if shape.categories and "lightgbm" in name else {}
+        model.fit(matrix, truth, **codes)
+        signature = Signature(task, np.unique(truth).tolist() if "classes" in name else [], shape.contract)
+        return flavour_of(model).reloaded(model, signature)
     with one_thread():
-        return SklearnPredictor(make(shape).fit(matrix, truth), task)
+        return SklearnPredictor(model.fit(matrix, truth), "outliers" if name.startswith("isolation") else task)
 
 
 def odd_rows(shape: Shape, predictor: CompilablePredictor) -> list[np.ndarray]:
@@ -138,7 +210,7 @@ def odd_rows(shape: Shape, predictor: CompilablePredictor) -> list[np.ndarray]:
     return [fresh, strange, unseen, fresh[:64], fresh[:1], *generated_rows(predictor.parts(), shape.seed)]
 
 
-def assert_the_same_bits(shape: Shape, predictor: CompilablePredictor) -> CompiledPredictor:
+def assert_the_same_bits(shape: Shape, predictor: CompilablePredictor) -> TreePredictor:
     compiled = compile_predictor(predictor)
     for matrix in odd_rows(shape, predictor):
         assert same_outcome(predictor, compiled, matrix)

@@ -11,15 +11,12 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     VotingClassifier,
 )
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 
-from batch_platform.kernels.blocks import BLOCK_ROWS
-from batch_platform.kernels.forest.compiled import compile_predictor
+from batch_platform.kernels.predictor import BLOCK_ROWS
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform_tests.harness.tiers import examples
 
@@ -29,15 +26,11 @@ ROWS, COLUMNS = 2 * BLOCK_ROWS + 333, 13
 CLASSIFIERS = {
     "logistic": LogisticRegression(),
     "network": MLPClassifier((17, 5), max_iter=5, random_state=0),
-    "neighbours": KNeighborsClassifier(),
     "vote": VotingClassifier([("a", LogisticRegression()), ("b", RandomForestClassifier(5))], voting="soft"),
-    "components": make_pipeline(StandardScaler(), PCA(5), LogisticRegression()),
     "forest on components": make_pipeline(PCA(7), RandomForestClassifier(10, random_state=0)),
 }
 REGRESSORS = {
-    "ridge": Ridge(),
     "support vectors": SVR(),
-    "network of values": MLPRegressor(hidden_layer_sizes=(11,), max_iter=5, random_state=0),
 }
 
 
@@ -69,9 +62,3 @@ def test_the_rows_beside_a_row_and_the_layout_of_the_table_change_no_bit_of_its_
     chosen = np.random.default_rng(seed).permutation(ROWS)[:size]
     part = fitted(name).predict(np.array(matrix()[chosen], order=order))
     np.testing.assert_array_equal(part, whole(name)[chosen])
-
-
-def test_compiled_trees_behind_preprocessing_return_the_same_bits_for_any_part():
-    compiled = compile_predictor(fitted("forest on components"))
-    for size in (2, 100, ROWS):
-        np.testing.assert_array_equal(compiled.evaluated(matrix()[:size]), whole("forest on components")[:size])

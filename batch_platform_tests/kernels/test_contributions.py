@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batch_platform.kernels.forest.compiled import coded
 from batch_platform.kernels.forest.contributions import TreeContributions, contributions_to
 from batch_platform.kernels.forest.ensembles import Ensemble, NotCompilableError, Tree
-from batch_platform.kernels.forest.plain import coded
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.models.refinements.reasons import largest
 from batch_platform_tests.harness.tiers import crossed
-from batch_platform_tests.kernels import random_boosters
-from batch_platform_tests.kernels.random_trees import CLASSIFIERS, REGRESSORS, Shape, learned, table
+from batch_platform_tests.kernels.random_trees import MODELS, Shape, learned, table
 
 EXACT = 1e-9
 SHAPES = [
@@ -92,32 +91,19 @@ def require_exact(of: Ensemble, matrix: np.ndarray) -> None:
         np.testing.assert_allclose(by_tree.base + found.sum(axis=1), raw, rtol=0, atol=EXACT)
 
 
-def ensemble_of(kind: str, shape: Shape) -> Ensemble:
-    task, _, name = kind.partition(" of ")
-    if task == "boosters":
-        return random_boosters.learned(name, shape).parts().ensemble
-    classes = task == "classes"
-    make = (CLASSIFIERS if classes else REGRESSORS)[name]
-    return learned(name, make, shape, "multiclass" if classes else "regression").parts().ensemble
+KINDS = [name for name in MODELS if not name.startswith(("isolation", "imputed")) and "scaled" not in name]
 
 
-KINDS = [
-    *(f"classes of {name}" for name in CLASSIFIERS if " histogram" not in name and name != "imputed forest"),
-    *(f"values of {name}" for name in REGRESSORS),
-    *(f"boosters of {name}" for name in random_boosters.BOOSTERS if "scaler" not in name),
-]
-
-
-@pytest.mark.parametrize(("kind", "shape"), crossed(KINDS, SHAPES))
-def test_contributions_are_shapley_values(kind: str, shape: Shape):
-    ensemble = ensemble_of(kind, shape)
+@pytest.mark.parametrize(("name", "shape"), crossed(KINDS, SHAPES))
+def test_contributions_are_shapley_values(name: str, shape: Shape):
+    ensemble = learned(name, shape).parts().ensemble
     require_exact(ensemble, table(shape, 4, missing=not ensemble.nan_refused))
 
 
 @pytest.mark.parametrize(("classes", "categories"), [(2, 0), (3, 70)])
 def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
     shape = Shape(seed=7, rows=900, columns=9, classes=classes, trees=20, missing=0.1, categories=categories)
-    predictor: Any = random_boosters.learned("lightgbm, classes", shape)
+    predictor: Any = learned("lightgbm, classes", shape)
     of, rows = predictor.parts().ensemble, table(shape, 300)
     own = predictor.run(rows, pred_contrib=True).reshape(len(rows), -1, shape.columns + 1)
     for output in range(own.shape[1]):
@@ -129,7 +115,7 @@ def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
 @pytest.mark.parametrize("name", ["histogram", "random forest"])
 def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     shape = Shape(seed=9, rows=900, columns=12, trees=8, leaves=200, depth=12, missing=0.1)
-    of = learned(name, CLASSIFIERS[name], shape, "multiclass").parts().ensemble
+    of = learned(f"{name}, classes", shape).parts().ensemble
     by_tree, rows = explained(of, 0), table(shape, 1500)
     whole = by_tree.of(rows)
     assert whole[700:765].tobytes() == by_tree.of(rows[700:765]).tobytes()
@@ -138,7 +124,7 @@ def test_a_row_has_the_same_contributions_in_every_batch(name: str):
 
 
 def test_trees_without_covers_have_no_contributions():
-    of = learned("histogram", CLASSIFIERS["histogram"], SHAPES[0], "multiclass").parts().ensemble
+    of = learned("histogram, classes", SHAPES[0]).parts().ensemble
     with pytest.raises(NotCompilableError, match="how many training rows"):
         explained(replace(of, trees=[replace(tree, cover=np.zeros_like(tree.cover)) for tree in of.trees]), 0)
 

@@ -22,8 +22,8 @@ from skops import io
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.model import Model
-from batch_platform.kernels.forest.plain import lay_out
-from batch_platform.kernels.forest.structure import malformed_estimator
+from batch_platform.kernels.forest.compiled import PlainTrees, TreePredictor
+from batch_platform.kernels.forest.estimators import malformed_estimator
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 
@@ -128,6 +128,7 @@ def test_a_value_on_its_threshold_goes_left_and_a_missing_one_where_the_library_
     predictor = SklearnPredictor(estimator, "regression")
     cuts = [[cut] for cut in estimator.tree_.threshold if np.isfinite(cut) and cut > 0]
     matrix = np.array([*values, *cuts])
-    plain = lay_out(predictor.parts().ensemble, predictor)
+    parts = predictor.parts()
+    plain = TreePredictor(predictor, parts, PlainTrees.of(parts.ensemble))
     assert len(cuts) > 1
     np.testing.assert_array_equal(plain.evaluated(matrix), estimator.predict(matrix))

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from batch_platform.features.history import TrainingData
-from batch_platform.features.sample import Sample
+from batch_platform.features.training_data import Sample
 
 
 def rows(count: int, classes: int, seed: int) -> pl.DataFrame:

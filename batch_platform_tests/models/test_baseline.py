@@ -11,7 +11,6 @@ import pytest
 from batch_platform.declaration.model import Model, Promote
 from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData
 from batch_platform.models.bundle import Window, read_manifest
 from batch_platform.models.fitting import fit
@@ -148,7 +147,7 @@ def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion
         events=by_weekday(),
         model={"params": {"max_iter": 5}, "refit": False, "promote": {"metric": "log_loss"}},
     )
-    period = serving_calendar(gated.spec).named("2024-02-01")
+    period = gated.spec.periods.serving.named("2024-02-01")
     better = gated.train(period, Stamp("again", NOW), params={"learning_rate": 1.0})
     assert better.decision.action == "approved"
     assert better.decision.reason.startswith(f"meets the gate; better than champion {champion.version}: log_loss 0.")

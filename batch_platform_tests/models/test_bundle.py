@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator
 from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.kernels.forest import arrays
 from batch_platform.kernels.forest.compiled import Compilation
-from batch_platform.kernels.linear.arrays import LINEAR_FILE
+from batch_platform.kernels.linear import LINEAR_FILE
 from batch_platform.models.bundle import (
     FORMAT,
     WITHOUT_PRIOR,
@@ -68,20 +68,6 @@ def test_a_loaded_estimator_predicts_exactly_what_was_trained_and_a_linear_one_w
     assert opened.version == f"2024-02-01-{sha256[:8]}"
     if opened.manifest.compiled.kernel is None:
         assert opened.for_rows(10**12) is opened.predictor
-
-
-@pytest.mark.parametrize("name", ["manifest.json", MODEL_FILE])
-def test_a_changed_byte_is_refused_before_anything_is_parsed(tmp_path, name):
-    _, folder, sha256 = written(tmp_path)
-    original = (folder / name).read_bytes()
-    for at in (0, len(original) // 2, len(original) - 1):
-        changed = bytearray(original)
-        changed[at] ^= 1
-        (folder / name).write_bytes(changed)
-        with pytest.raises(IntegrityError, match=r"is not (the one that was registered|the one that was trained)"):
-            open_bundle(folder, sha256)
-    (folder / name).write_bytes(original)
-    open_bundle(folder, sha256)
 
 
 class Canary(BaseEstimator):
@@ -136,15 +122,6 @@ BALANCED = {
     "seed": 1,
     "rates": [1.0, 0.5],
 }  # a record of the former format
-
-
-def test_another_release_of_a_library_than_in_training_is_refused_but_for_a_patch(tmp_path):
-    _, folder, _ = written(tmp_path)
-    library, (major, minor, *_) = "scikit-learn", INSTALLED["scikit-learn"].split(".")
-    open_bundle(folder, restated(folder, libraries={**INSTALLED, library: f"{major}.{minor}.99"}))
-    sha256 = restated(folder, libraries={**INSTALLED, library: "0.1.2"})
-    with pytest.raises(WrongUseError, match=rf"trained with {library} 0\.1\.2 \(here {INSTALLED[library]}\)"):
-        open_bundle(folder, sha256)
 
 
 @pytest.mark.parametrize(

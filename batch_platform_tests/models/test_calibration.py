@@ -19,32 +19,19 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import PARTITION_START, TrainingData
-from batch_platform.kernels.forest.compiled import (
-    CompilablePredictor,
-    plain_from_file,
-    proven_from_file,
-    proven_predictor,
-)
 from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit, refit
-from batch_platform.models.refinements.calibration import CALIBRATION
-from batch_platform.models.refinements.known import refinement_named
-from batch_platform.models.refinements.learning import Declared
-from batch_platform.models.refinements.prior import PRIOR
+from batch_platform.models.refinements.calibration import CALIBRATION, PRIOR
+from batch_platform.models.refinements.known import Declared
 from batch_platform.models.refinements.refinement import (
     Applied,
-    read_refinements,
     refined,
-    refinements_file,
 )
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.challengers import check_challengers
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     finished_pipeline,
@@ -123,25 +110,6 @@ def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(esti
     tolerance = 1e-9 if estimator == LINEAR else 0  # linear models are added up in another order
     expected = by_scikit_learn(fitted, method, matrix)
     np.testing.assert_allclose(fitted.scorer.predict(matrix), expected, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize(("estimator", "classes", "method"), crossed(ESTIMATORS, [2, 9], ["isotonic", "sigmoid"]))
-def test_law_4_compiled_trees_batch_sizes_and_the_file_change_no_bit_of_a_calibrated_score(estimator, classes, method):
-    fitted = calibrated(estimator, classes, method)
-    kept = read_refinements(refinements_file(fitted.refinements.applied), refinement_named)
-    matrix = fitted.signature.contract.encode(data(classes).evaluate)
-    whole = fitted.scorer.predict(matrix)
-    paths, proof = [fitted.predictor], fitted.proof
-    if isinstance(fitted.predictor, CompilablePredictor) and proof.compiled.kernel:
-        paths.append(proven_predictor(fitted.predictor))
-    if proof.trees:
-        paths += [form(proof.trees, fitted.predictor) for form in (proven_from_file, plain_from_file)]
-    assert len(paths) > 1 or estimator in (LINEAR, "sklearn.naive_bayes.GaussianNB"), proof.compiled.reason
-    for path in paths:
-        scorer = refined(path, kept)
-        for size in (1, 7, len(matrix)):
-            parts = [scorer.predict(matrix[at : at + size]) for at in range(0, min(5 * size, len(matrix)), size)]
-            assert np.concatenate(parts).tobytes() == np.ascontiguousarray(whole[: 5 * size]).tobytes()
 
 
 def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_applied():
@@ -296,16 +264,6 @@ def test_a_challenger_without_calibration_is_judged_by_the_rows_that_judge_a_cal
     assert len({(each.start, each.end, each.rows) for each in judged}) == 1
     assert [each.rows_refined > 0 for each in judged] == [True, False]
     assert of_challenger.refinements == {}
-
-
-def test_a_window_that_cannot_be_divided_leaves_the_model_uncalibrated_and_status_says_why(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"calibrate": "isotonic", "train": {"evaluate": "1 day"}})
-    now = datetime(2024, 2, 1, 12, tzinfo=UTC)
-    carry_out(pipeline, now)
-    assert (manifest_of(pipeline).evaluation.rows_refined, manifest_of(pipeline).refinements) == (0, {})
-    state = pipeline.state()
-    (remark,) = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, PlanRequest(now)), now).champion_remarks
-    assert remark.startswith("its probabilities are not calibrated (model.calibrate: isotonic): the 0 rows")
 
 
 def test_a_calibration_of_anything_but_a_classifier_is_refused_with_its_key(tmp_path):

@@ -14,8 +14,7 @@ from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, open_bundle, write_bundle
 from batch_platform.models.fitting import Fitted, fit
 from batch_platform.models.gate import GateDecision, pass_gate
-from batch_platform.monitoring.comparison import Difference
-from batch_platform.monitoring.verdict import Verdict
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.warehouse.ledger import Version
 
 pytestmark = pytest.mark.unit

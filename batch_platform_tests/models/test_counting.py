@@ -10,8 +10,7 @@ from batch_platform.kernels.forest.counting import add_mixed, at_least
 from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.counting import WORTH_COMPILING, counted_by_segment, counted_cells, counted_profile
 from batch_platform.models.reference import _bins_of_output, _places, _prediction
-from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
-from batch_platform.monitoring.rows import row_hashes
+from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile, row_hashes
 from batch_platform.monitoring.segments import MOST_SEGMENTS
 
 pytestmark = pytest.mark.unit

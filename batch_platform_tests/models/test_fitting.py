@@ -20,7 +20,6 @@ from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.model import Model, Promote
 from batch_platform.declaration.spec import Features
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.contract import Positive
@@ -314,7 +313,7 @@ def test_features_of_an_earlier_sql_are_not_used_for_training(tmp_path):
     sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     changed = small_pipeline(tmp_path, features_sql=sql)
     with pytest.raises(DataError, match="2024-01-01: the features were built by an earlier version"):
-        changed.train(serving_calendar(changed.spec).named("2024-02-01"), Stamp("again", NOW))
+        changed.train(changed.spec.periods.serving.named("2024-02-01"), Stamp("again", NOW))
 
 
 @pytest.mark.parametrize(

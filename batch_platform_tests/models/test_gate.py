@@ -15,16 +15,14 @@ import batch_platform
 from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.model import Promote
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.gate import is_refused
 from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.monitoring.comparison import Difference
+from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.verdict import Verdict
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, permuted_labels, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
@@ -33,7 +31,7 @@ UNSEEN = {"refit": False}  # so that a champion of the same serving period has n
 
 
 def retrain(pipeline: Pipeline, **params):
-    period = serving_calendar(pipeline.spec).named("2024-02-01")
+    period = pipeline.spec.periods.serving.named("2024-02-01")
     return pipeline.train(period, Stamp("again", NOW), params=params)
 
 
@@ -158,7 +156,7 @@ def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
 def rebuilt(tmp_path, events: pl.DataFrame, model: dict, features: dict) -> Pipeline:
     """The pipeline after its events of January were replaced; they are not scored again."""
     later = small_pipeline(tmp_path, events=events, model=model, features=features)
-    january = serving_calendar(later.spec).named("2024-02-01").start
+    january = later.spec.periods.serving.named("2024-02-01").start
     window = later.spec.partitions.calendar.within(later.spec.partitions.calendar.first_start, january)
     list(later.build_features(window, Stamp("again", NOW), force=True))
     return later

@@ -13,16 +13,15 @@ from batch_platform.declaration.errors import (
     BatchPlatformError,
     DataError,
     IntegrityError,
-    TrainingRefusedError,
     WrongUseError,
 )
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.contract import Input, matched_contract
 from batch_platform.models.declared_model import check_estimator_exists, read_import
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.flavour_cases import COLUMNS, infer_contract, table
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
@@ -82,14 +81,6 @@ def test_without_a_known_label_it_is_approved_and_says_so(tmp_path):
     (period, *_) = make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).of("model")
     trained = pipeline.train(period.partition, Stamp("run", NOW))
     assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)
-
-
-def test_no_history_at_all_is_refused(tmp_path):
-    booster(tmp_path / "project")
-    pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})
-    first = pipeline.spec.partitions.calendar.named("2024-01-17")
-    with pytest.raises(TrainingRefusedError, match="its training window holds 0 partitions"):
-        pipeline.train(first, Stamp("run", NOW))
 
 
 @pytest.fixture

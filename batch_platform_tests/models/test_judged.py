@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from batch_platform.models.judged import MOST_ROWS, MOST_SCORES, JudgedScores, verdict_on_shared_rows
+from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.verdict import Verdict
 
 
 def judged(rows: np.ndarray, labels: list[object], noise: float, task="multiclass") -> JudgedScores:

@@ -16,7 +16,6 @@ import pytest
 from batch_platform.declaration.errors import PublishingError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.mlflow import TRACKING, library
 from batch_platform.models.publishing import CHAMPION
@@ -141,10 +140,10 @@ def test_the_alias_moves_to_newer_serving_periods_and_never_back(published, trac
     client = tracking.MlflowClient()
     standing = client.get_model_version_by_alias("small", CHAMPION)
     client.set_model_version_tag("small", standing.version, "serving_start", "2024-02-01")
-    published.train(serving_calendar(published.spec).named("2024-02-01"), Stamp("again", NOW))
+    published.train(published.spec.periods.serving.named("2024-02-01"), Stamp("again", NOW))
     assert client.get_model_version_by_alias("small", CHAMPION).version == standing.version
     client.set_model_version_tag("small", standing.version, "serving_start", "2024-01-01")
-    published.train(serving_calendar(published.spec).named("2024-02-01"), Stamp("newer", NOW))
+    published.train(published.spec.periods.serving.named("2024-02-01"), Stamp("newer", NOW))
     assert int(client.get_model_version_by_alias("small", CHAMPION).version) > int(standing.version)
 
 

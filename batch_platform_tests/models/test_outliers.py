@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from batch_platform.models.bundle import read_manifest
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)  # the model of February is due, and a week that it serves

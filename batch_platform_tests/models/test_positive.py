@@ -12,8 +12,8 @@ from batch_platform.declaration.model import Model
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Positive
 from batch_platform.models.fitting import fit
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
 from batch_platform_tests.models.training_rows import FEATURES, HGB, data
 

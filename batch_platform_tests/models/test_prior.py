@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,12 +10,10 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.spec import Features
-from batch_platform.kernels.forest.compiled import CompiledPredictor
-from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.fitting import fit
-from batch_platform.models.refinements.prior import PRIOR
-from batch_platform.models.refinements.refinement import Applied, Refined, refined
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform.models.refinements.calibration import PRIOR
+from batch_platform.models.refinements.refinement import Applied, refined
+from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline
 from batch_platform_tests.models.prior_rows import drawn, rows
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)  # the model of February is due, and two days that it serves
@@ -64,41 +61,6 @@ def test_the_mean_probability_of_a_rare_class_is_its_share_of_all_rows(estimator
         "the trivial model knows the shares too"
     )
     assert fitted.metrics["log_loss"] < trivial
-
-
-def rare(share: float) -> pl.DataFrame:
-    """Orders of which few come back."""
-    kept = pl.Series(np.random.default_rng(5).random(small_events().height) < share)
-    return small_events().with_columns(returned=pl.col("returned") & kept)
-
-
-@pytest.mark.full
-def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_sampled(tmp_path):
-    train = {"sample": "balanced", "max_rows": 200}
-    pipeline = small_pipeline(tmp_path, events=rare(0.1), model={"train": train, "promote": {"baseline": False}})
-    carry_out(pipeline, NOW)
-    (version,) = pipeline.state().registry.versions
-    sampled = read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled
-    bundle = pipeline.bundle(version)
-    native, compiled = bundle.predictor, bundle.for_rows(10**12)
-    assert isinstance(native, Refined)
-    assert isinstance(compiled.model, CompiledPredictor)
-    features = pl.concat(
-        pipeline.history.features(build).select(bundle.contract.names) for build in pipeline.state().features.values()
-    )
-    matrix = bundle.contract.encode(bundle.contract.split(features).kept)
-    whole = native.predict(matrix)
-    assert compiled.predict(matrix).tobytes() == whole.tobytes()
-    for path in (native, compiled):
-        parts = np.concatenate([path.predict(matrix[at : at + 7]) for at in range(0, 70, 7)])
-        assert parts.tobytes() == whole[:70].tobytes()
-    with pipeline.warehouse.open() as con:
-        scores = con.sql("SELECT score FROM small.predictions").pl()["score"]
-    assert set(scores) <= set(whole[:, 1]), "what is stored is what both paths give"
-    assert sampled == Sampled(max_rows=200, rows_before=sampled.rows_before, rows_after=200, stratified=False, seed=0)
-    (prior,) = bundle.refinements
-    negatives, positives = prior.learned["rates"]
-    assert positives == 1 > negatives, "all of the rare class are kept, also in the second fit on the whole window"
 
 
 def test_a_sample_in_proportion_that_keeps_few_rows_of_a_class_is_remarked_upon():

@@ -11,19 +11,17 @@ from pydantic import ValidationError
 
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.model import Model
-from batch_platform.declaration.predictions import Predictions
-from batch_platform.declaration.reasons import Reasons
+from batch_platform.declaration.predictions import Predictions, Reasons
 from batch_platform.declaration.spec import Features
 from batch_platform.features.history import TrainingData
 from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit
-from batch_platform.models.refinements.explained import explainer_of
-from batch_platform.models.refinements.learning import Declared
-from batch_platform.models.refinements.reasons import REASONS, STRUCT
+from batch_platform.models.refinements.known import Declared
+from batch_platform.models.refinements.reasons import REASONS, STRUCT, explainer_of
 from batch_platform.models.refinements.refinement import Batch, added_columns, empty_output, model_of
 from batch_platform.operations.trace import trace
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_pipeline
 

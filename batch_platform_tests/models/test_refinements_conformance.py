@@ -17,7 +17,7 @@ from batch_platform.models.registry import Version
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.trainings_due import declared_now
+from batch_platform.planning.trainings import declared_now
 from batch_platform.scoring.batch import score_batch
 from batch_platform_tests.harness import own_refinements
 from batch_platform_tests.harness.small_pipeline import (
@@ -96,7 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clusters": changed(UNLABELLED, of_flavour("sklearn.cluster.KMeans", n_clusters=3)),
     "outliers": changed(UNLABELLED, of_flavour("sklearn.ensemble.IsolationForest", n_estimators=5)),
 }
-EVERYDAY = {"linear", "import", "regression"}
+EVERYDAY = {"trees", "import", "regression"}
 
 
 class Rule:

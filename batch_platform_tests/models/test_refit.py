@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import JUDGED, MANIFEST, WITHOUT_JUDGED_FIT, Manifest, read_judged, read_manifest
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.fitting import fit, refit
@@ -150,9 +149,9 @@ def test_a_champion_that_was_refitted_on_the_evaluation_rows_is_compared_by_its_
     turned = (pl.col("ts") >= BOUNDARY) & (pl.col("id") % 6 == 0)
     pipeline = small_pipeline(tmp_path, events=small_events().with_columns(pl.col("returned") ^ turned), model=model)
     calendar = pipeline.spec.partitions.calendar
-    window = calendar.within(calendar.first_start, serving_calendar(pipeline.spec).named("2024-02-01").start)
+    window = calendar.within(calendar.first_start, pipeline.spec.periods.serving.named("2024-02-01").start)
     list(pipeline.build_features(window, Stamp("again", NOW), force=True))
-    period = serving_calendar(pipeline.spec).named("2024-02-01")
+    period = pipeline.spec.periods.serving.named("2024-02-01")
     (champion,) = pipeline.state().registry.versions
     same = pipeline.train(period, Stamp("again", NOW))
     comparison = json.loads(same.decision.evidence)["comparison"]
@@ -176,7 +175,7 @@ def test_a_judged_fit_that_changed_is_refused_when_it_is_read_and_holds_up_no_sc
     bundle = pipeline.bundle(version)
     with pytest.raises(IntegrityError, match=rf"{name} of the bundle .* is not the one that was trained"):
         _ = bundle.judged_fit
-    again = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW))
+    again = pipeline.train(pipeline.spec.periods.serving.named("2024-02-01"), Stamp("again", NOW))
     assert f"the champion {version.version} was not compared: {name} of the bundle" in again.decision.reason
 
 
@@ -192,7 +191,7 @@ def test_a_bundle_of_an_earlier_build_holds_no_judged_fit_and_its_version_is_rep
     (folder / MANIFEST).write_text(text := json.dumps(manifest))
     with pipeline.warehouse.transaction() as con:
         con.execute("UPDATE batch_platform.model_versions SET sha256 = ?", [sha256(text.encode()).hexdigest()])
-    again = pipeline.train(serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW))
+    again = pipeline.train(pipeline.spec.periods.serving.named("2024-02-01"), Stamp("again", NOW))
     assert again.decision.action == "approved"
     assert "was not compared: an earlier release trained it and kept only the fit that serves" in (
         again.decision.reason

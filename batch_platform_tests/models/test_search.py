@@ -23,7 +23,7 @@ from batch_platform.models.declared_model import check_model, make_estimator
 from batch_platform.models.fitting import fit
 from batch_platform.models.search import FOLDS, folds_of
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.trainings_due import differences
+from batch_platform.planning.trainings import differences
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"

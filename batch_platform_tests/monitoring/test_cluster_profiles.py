@@ -9,8 +9,8 @@ from polars.testing import assert_frame_equal
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.measures.cluster_profiles import CLUSTER_PROFILES, LEAST_ROWS
-from batch_platform.monitoring.units import UnitRule
+from batch_platform.monitoring.measures.evaluated import CLUSTER_PROFILES, LEAST_ROWS
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.operations.erase import erase_subject
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_pipeline

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from batch_platform.monitoring.measure import Expected, ScoredPartition
-from batch_platform.monitoring.measures.concept_drift import CONCEPT_DRIFT, CONTRADICTION
+from batch_platform.monitoring.measures.evaluated import CONCEPT_DRIFT, CONTRADICTION
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 RARE, WEAK = 0.03, 0.45  # typical probabilities of the positive class

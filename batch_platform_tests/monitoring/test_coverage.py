@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.comparison import paired_differences
+from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import intervals
@@ -120,7 +120,7 @@ def coverage(world: World, metrics: tuple[str, ...], samples: int, seed: int = 0
         compared = [
             name for name in metrics if not name.startswith("error_p")
         ]  # the difference of two quantiles moves in jumps
-        differences = paired_differences(compared, first, second)
+        differences = {name: paired_difference(name, first, second) for name in compared}
         for name in metrics:
             value, other = truth[name]
             shown = {name: (found.get(name), value), f"difference of {name}": (differences.get(name), value - other)}

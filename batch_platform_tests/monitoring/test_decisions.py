@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.declaration.deciding import Decide, rule_in, rule_text
 from batch_platform.declaration.errors import DataError
-from batch_platform.models.refinements.decision import may_be_selected
+from batch_platform.declaration.predictions import Decide, rule_in, rule_text
+from batch_platform.models.refinements.refinement import may_be_selected
 from batch_platform.monitoring.decisions import as_decided, rule_of
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes

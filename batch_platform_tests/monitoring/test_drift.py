@@ -10,21 +10,16 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
-from batch_platform.monitoring.drift import (
-    USUAL_MARGIN,
-    Divergence,
-    divergences,
-    usual_of,
-)
+from batch_platform.monitoring.divergence import USUAL_MARGIN, Divergence, divergences, usual_of
 from batch_platform.monitoring.profiles import (
     Profile,
+    RowReference,
     category_bins,
     category_profile,
     number_bins,
     number_profile,
 )
 from batch_platform.monitoring.reference import ReferenceProfile
-from batch_platform.monitoring.rows import RowReference
 
 pytestmark = pytest.mark.unit
 

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from sklearn.isotonic import isotonic_regression
 
 from batch_platform.models.estimate_basis import LEAST_ROWS, basis_of, basis_profile, basis_values, rising_blocks
-from batch_platform.monitoring.estimates import estimates
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.reference import EstimateBasis
+from batch_platform.monitoring.reference import EstimateBasis, estimates
 
 pytestmark = pytest.mark.unit
 

@@ -1,8 +1,9 @@
 """One suite that every measure passes in a real pipeline, the one of the guide included."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -11,11 +12,10 @@ import pytest
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.measure import ScoredPart
+from batch_platform.monitoring.measure import Column, ScoredMeasure
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.run import Committed
-from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, table_columns
 from batch_platform_tests.harness.checkout import GUIDE, blocks
@@ -121,7 +121,7 @@ def test_a_partition_that_is_skipped_or_recorded_is_read_back_as_it_was_committe
         return
     for other in (skipped, recorded.measures):
         assert _plain(name, other[name]) == _plain(name, committed[name])
-    assert dict(MEASURES[name].metadata(skipped[name])) is not None
+    assert dict(MEASURES[name].shown(skipped[name])) is not None
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -140,7 +140,7 @@ def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, n
     assert partition.run.rows_scored == (key == ONE_ROW)
     check = measure.check(done.pipeline.spec)
     if name in partition.measures:
-        shown = measure.metadata(partition.measures[name])
+        shown = measure.shown(partition.measures[name])
         assert all(isinstance(number, str) and number for number in shown)
         judged = None if check is None else check.judge(partition.measures[name], "binary")
         assert judged is None or judged.level in ("none", "warn", "fail")
@@ -148,8 +148,17 @@ def test_a_partition_without_rows_and_one_with_a_single_row_are_measured(done, n
     assert all("run" in set(of_table["run_id"]) for of_table in rows if of_table.height)
 
 
+class Broken(ScoredMeasure):
+    name = "broken"
+    description = "It lacks a column."
+    columns = MappingProxyType({"cells": Column(pl.Int64), "empty": Column(pl.Int64)})
+
+    def score(self, run, part):
+        return pl.DataFrame({"cells": [run.rows_scored + len(part.profiles)]})
+
+
 def test_a_measure_that_computes_other_columns_than_it_declares_is_refused_and_changes_nothing(done, monkeypatch):
-    monkeypatch.setitem(MEASURES, "broken", replace(MEASURES["empty_cells"], name="broken", score=_lacking))
+    monkeypatch.setitem(MEASURES, "broken", Broken())
     before, pipeline = done.rows("profiles"), done.pipeline
     told = r"small, partition 2024-02-06: the measure 'broken' computed no column 'empty'; it computed 'cells'\."
     with pytest.raises(DataError, match=told) as refused:
@@ -157,7 +166,3 @@ def test_a_measure_that_computes_other_columns_than_it_declares_is_refused_and_c
     assert "cells, empty" in refused.value.hint
     pipeline.publish()
     assert done.rows("profiles").equals(before)
-
-
-def _lacking(run: ScoreRun, part: ScoredPart) -> pl.DataFrame:
-    return pl.DataFrame({"cells": [run.rows_scored + len(part.profiles)]})

@@ -9,8 +9,8 @@ from batch_platform.declaration.monitored import Drift
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import _features, reference_of
-from batch_platform.monitoring.drift import divergences, has_moved
-from batch_platform_tests.benchmarks.faulty_days import KEY, Table, faulty_partitions, tables
+from batch_platform.monitoring.divergence import divergences, has_moved
+from batch_platform_tests.harness.faulty_days import KEY, Table, faulty_partitions, tables
 
 BOUNDS = Drift().bounds("any")
 # On Thanksgiving 7% of the flights are scheduled for 19 o'clock or later, on other days 16%; and a week of fog.

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.monitoring.measures.concept_drift import CONTRADICTION
+from batch_platform.monitoring.measures.evaluated import CONTRADICTION
 from batch_platform.monitoring.measures.rows import FEATURE_ROWS
-from batch_platform.monitoring.rows import RowSketch, kept_of, row_hashes, sketch_of
+from batch_platform.monitoring.profiles import RowSketch, kept_of, row_hashes, sketch_of
 from batch_platform.reports.figures import read_figures
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec

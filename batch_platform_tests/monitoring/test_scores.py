@@ -2,12 +2,11 @@ import duckdb
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.measures.scores import (
+from batch_platform.monitoring.measures.scored import (
     BARS,
     BINS,
     ScoreDistribution,
     committed_distributions,
-    distribution,
     staged_distributions,
 )
 
@@ -77,9 +76,3 @@ def test_staged_scores_have_the_distribution_of_the_committed_ones(con, tmp_path
     staged = staged_distributions(files)
     assert set(staged) == {"a", "b"}
     assert staged == committed_distributions(con, "small", ["a", "b", "none"])
-
-
-def test_the_shape_of_scores_is_a_line_of_bars_and_an_empty_range_has_none():
-    counts = (0, 1, 50, 100)
-    scores = ScoreDistribution("score", tuple((str(count), count) for count in counts), {}, 0.0, 1.0, constant=False)
-    assert distribution(scores) == "0 `\u00a0▁▄█` 1"

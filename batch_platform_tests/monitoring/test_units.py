@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline, small_spec

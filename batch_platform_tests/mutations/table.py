@@ -32,9 +32,9 @@ MUTATIONS = (
     # Windows and calendar
     Mutation(
         "a training window leaves out the partition whose labels mature at its boundary",
-        "declaration/windows.py",
-        "inside[: bisect_right(inside, serving_start, key=lambda partition: matures(spec, partition))]",
-        "[partition for partition in inside if matures(spec, partition) < serving_start]",
+        "declaration/periods.py",
+        "inside[: bisect_right(inside, serving_start, key=self.matures)]",
+        "[partition for partition in inside if self.matures(partition) < serving_start]",
         ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
@@ -68,9 +68,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the delay of labels counts from the start of a partition",
-        "declaration/windows.py",
-        "spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)",
-        "spec.labels.maturity.after(partition.start, spec.partitions.calendar.zone)",
+        "declaration/periods.py",
+        "self.spec.labels.maturity.after(partition.end, self.calendar.zone)",
+        "self.spec.labels.maturity.after(partition.start, self.calendar.zone)",
         ("pipeline/test_plan.py", "declaration/test_spec.py", "test_time.py"),
     ),
     Mutation(
@@ -82,7 +82,7 @@ MUTATIONS = (
     ),
     Mutation(
         "labels that are not mature are measured if somebody asks for it",
-        "pipeline/plan.py",
+        "planning/holds.py",
         "    if known > now:",
         "    if partition.end > now:",
         ("pipeline/test_plan.py", "test_laws.py::test_law_15_no_performance_is_stored_of_labels_that_are_not_mature"),
@@ -145,21 +145,21 @@ MUTATIONS = (
     # What a loss of power leaves
     Mutation(
         "a file gets its name before its content is on the disk",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         "    sync(aside)\n    aside.replace(path)",
         "    aside.replace(path)",
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
     ),
     Mutation(
         "the name of the rollback journal is not on the disk when the checkpoint begins",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         "        sync(to.parent)\n",
         "",
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
     ),
     Mutation(
         "the blocks of a checkpoint are saved after they were overwritten",
-        "warehouse/checkpoint.py",
+        "warehouse/files.py",
         '            self._save(con)\n            con.execute("CHECKPOINT")',
         '            con.execute("CHECKPOINT")\n            self._save(con)',
         ("warehouse/test_durable_files.py", "warehouse/test_checkpoint.py", "warehouse/test_published.py"),
@@ -174,17 +174,17 @@ MUTATIONS = (
     ),
     Mutation(
         "a model is worse as soon as its interval reaches below zero",
-        "monitoring/verdict.py",
+        "monitoring/comparison.py",
         '"worse" if high < -ROUNDING',
         '"worse" if low < -ROUNDING',
-        ("monitoring/test_verdict.py",),
+        ("monitoring/test_comparison.py",),
     ),
     # Retention and removing files
     Mutation(
         "predictions expire although they were never measured",
-        "pipeline/retention.py",
-        "return matures(spec, partition) > now or not is_measured",
-        "return matures(spec, partition) > now",
+        "planning/retention.py",
+        "return spec.periods.matures(partition) > now or not is_measured",
+        "return spec.periods.matures(partition) > now",
         ("pipeline/test_retention.py",),
     ),
     Mutation(
@@ -211,7 +211,7 @@ MUTATIONS = (
     ),
     Mutation(
         "chance counts as drift",
-        "monitoring/drift.py",
+        "monitoring/divergence.py",
         "unusual = self.beyond_chance - USUAL_MARGIN * usual",
         "unusual = self.psi - USUAL_MARGIN * usual",
         ("monitoring/test_drift.py", "monitoring/test_measures.py", "scoring/test_drift_tables.py"),
@@ -226,9 +226,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a partition that is scored again is not delivered again",
-        "pipeline/state.py",
-        '    if delivered.score_seq != run.seq:\n        return "scored again"\n',
-        "",
+        "planning/artifacts.py",
+        '{"predictions": delivered.score_seq, "declaration": delivered.declared}',
+        '{"predictions": run.seq, "declaration": delivered.declared}',
         ("pipeline/test_plan.py", "components/test_deliveries.py"),
     ),
     Mutation(
@@ -263,7 +263,7 @@ MUTATIONS = (
     # Kernels
     Mutation(
         "a value on its threshold goes right, by NumPy",
-        "kernels/forest/plain.py",
+        "kernels/forest/compiled.py",
         "value <= nodes.threshold[node]",
         "value < nodes.threshold[node]",
         ("kernels/test_structure.py", "kernels/test_forest.py", "kernels/test_trees_file.py"),
@@ -285,7 +285,7 @@ MUTATIONS = (
     ),
     Mutation(
         "of subjects erased by different columns, only those of the last columns are left out",
-        "warehouse/erasures.py",
+        "warehouse/deletion.py",
         "kept &= ~np.asarray(gone, dtype=bool)",
         "kept = ~np.asarray(gone, dtype=bool)",
         ("warehouse/test_erasures.py", "operations/test_deletion.py"),
@@ -293,8 +293,8 @@ MUTATIONS = (
     Mutation(
         "two processes hold the warehouse at once",
         "warehouse/lock.py",
-        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
+        "        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n    except",
         ("warehouse/test_lock.py", "warehouse/test_database.py"),
     ),
     # Loading, schedules, the command and reports
@@ -307,7 +307,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a tick with a limit requests the newest partitions",
-        "pipeline/steps.py",
+        "planning/steps.py",
         "sorted(due, key=lambda partition: partition.start)[:limit]",
         "sorted(due, key=lambda partition: partition.start, reverse=True)[:limit]",
         ("pipeline/test_plan.py",),
@@ -321,7 +321,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a report raises an alarm about a difference between segments that chance explains",
-        "reports/segments.py",
+        "reports/performance.py",
         "if high < FOUR_FIFTHS or low > 1 / FOUR_FIFTHS:",
         "if low < FOUR_FIFTHS or high > 1 / FOUR_FIFTHS:",
         ("reports/test_report.py",),

@@ -17,7 +17,6 @@ from batch_platform.models.registry import Registry
 from batch_platform.operations.cleanup import _never_promoted, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import Promotion, Version
-from batch_platform.warehouse.staging import staging_folder
 from batch_platform_tests.harness.small_pipeline import (
     feature_file,
     finished_pipeline,
@@ -136,16 +135,6 @@ def test_the_file_of_an_earlier_build_goes_once_no_run_can_be_reading_it(pipelin
     remove_garbage([superseded], pipeline.home, Stamp("gc", LATER))
     assert not before.exists()
     assert changed.history.require(changed.state().features, day)
-
-
-def test_staging_of_live_runs_is_never_listed(pipeline):
-    (pipeline.home.staging / "killed-abcdefgh").mkdir()
-    with staging_folder(pipeline.home, "live") as live:
-        (pipeline.home.staging / "another-abcdefgh").mkdir()
-        listed = [item.path for item in garbage_of(pipeline) if item.kind == "staging"]
-        assert listed == [pipeline.home.staging / "another-abcdefgh"]
-        remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
-        assert list(pipeline.home.staging.iterdir()) == [live]
 
 
 def promotion_of(pipeline: Pipeline, version: str):

@@ -19,7 +19,7 @@ import pytest
 from batch_platform.declaration.errors import OvertakenError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.segments import OTHERS
-from batch_platform.operations.drop import drop_partitions, drop_pipelines
+from batch_platform.operations.cleanup import drop_partitions, drop_pipelines
 from batch_platform.operations.erase import erase_subject, held_subject
 from batch_platform.operations.subjects import SubjectRows, find_rows
 from batch_platform.pipeline.backtest import backtest
@@ -28,16 +28,14 @@ from batch_platform.pipeline.build import FeatureStep
 from batch_platform.pipeline.deliver import deliver
 from batch_platform.pipeline.measured_model import Measuring
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import undelivered
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import undelivered
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.database import StagedScores
-from batch_platform.warehouse.dropping import held_pipelines
-from batch_platform.warehouse.erasures import read_erasures
+from batch_platform.warehouse.deletion import held_pipelines, read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.restore import restore_from_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec

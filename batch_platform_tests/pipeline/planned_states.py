@@ -1,8 +1,11 @@
 """States of a pipeline to plan from."""
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.planning.state import State
 from batch_platform.warehouse.ledger import ScoreRun
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -28,3 +31,13 @@ def scored(partition: Partition, version: str, input_hash: str, code: str = "s1"
         run_id="run",
         seq=seq,
     )
+
+
+def with_changes(state: State, **changes: Any) -> State:
+    """A state in which fields of its parts have other values, each in the part that has it."""
+    for name, value in changes.items():
+        (part,) = (
+            part for part in ("records", "seen", "declared") if name in {it.name for it in fields(getattr(state, part))}
+        )
+        state = replace(state, **{part: replace(getattr(state, part), **{name: value})})
+    return state

@@ -16,10 +16,10 @@ from batch_platform.operations.trace import trace
 from batch_platform.pipeline.backtest import backtest
 from batch_platform.pipeline.backtest_models import BacktestModel
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.verify import verify
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)

@@ -9,8 +9,8 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)

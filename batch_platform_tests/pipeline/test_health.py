@@ -6,18 +6,18 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from batch_platform.declaration.windows import deadline
 from batch_platform.monitoring.catalogue import read_failed_checks
-from batch_platform.monitoring.health import Aspect
+from batch_platform.monitoring.measure import Aspect
 from batch_platform.monitoring.measures.health import EMPTY, volume
 from batch_platform.monitoring.usual import Past
 from batch_platform.pipeline.health import freshness, health_of
 from batch_platform.pipeline.measured import Measured, newest_measured
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.pipeline.planned_states import with_changes
 
 EMPTY_DAY = "2024-02-06"
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
@@ -75,7 +75,7 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
 def test_the_newest_partition_counts_whatever_else_was_scored_meanwhile(odd):
     state = odd.published_ledgers()
     assert freshness(odd.spec, state, NOW).text == "fresh (2024-02-28)"
-    lacking = replace(state, scores={key: run for key, run in state.scores.items() if key != "2024-02-28"})
+    lacking = with_changes(state, scores={key: run for key, run in state.scores.items() if key != "2024-02-28"})
     assert freshness(odd.spec, lacking, NOW - timedelta(hours=1)).passed, "before the deadline"
     late = freshness(odd.spec, lacking, NOW)
     assert (late.level, late.partition) == ("fail", "2024-02-28")
@@ -86,7 +86,7 @@ def test_the_newest_partition_counts_whatever_else_was_scored_meanwhile(odd):
     assert freshness(undeclared, lacking, NOW).passed
     next_day = freshness(undeclared, lacking, NOW + timedelta(days=1))
     assert (next_day.level, next_day.partition) == ("warn", "2024-02-28")
-    before_any_model = replace(lacking, scores={})
+    before_any_model = with_changes(lacking, scores={})
     assert freshness(odd.spec, before_any_model, datetime(2024, 1, 20, tzinfo=UTC)).level is None
     assert freshness(odd.spec, before_any_model, NOW).level == "fail"
 
@@ -120,7 +120,7 @@ def test_a_source_whose_file_is_gone_fails(tmp_path):
 def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():
     def by(fresh_by, key="2024-03-30", **partitions):
         spec = small_spec(partitions={"end": None, **partitions}, monitoring={"fresh_by": fresh_by})
-        return deadline(spec, spec.partitions.calendar.named(key)).isoformat()
+        return spec.periods.deadline(spec.partitions.calendar.named(key)).isoformat()
 
     assert by("07:00") == "2024-03-31T05:00:00+00:00", "on the clocks of summer"
     assert by("00:00") == "2024-03-31T22:00:00+00:00"

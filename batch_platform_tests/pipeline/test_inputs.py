@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 
-from batch_platform.declaration.deciding import rule_text
 from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.predictions import rule_text
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import matures, serving_periods
 from batch_platform.models.registry import Registry
-from batch_platform.pipeline.inputs import Inputs
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import State
-from batch_platform.pipeline.trainings_due import declared_now
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.inputs import Inputs
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import Declared, Records, State
+from batch_platform.planning.trainings import declared_now
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.declared_keys import keys_of
 from batch_platform_tests.harness.small_pipeline import (
@@ -316,26 +315,19 @@ def versions(folder: Path, overrides: Overrides) -> dict[str, object]:
     spec = PipelineSpec.model_validate(small_declaration(**overrides))
     pipeline = Pipeline(spec, folder, Home(folder / "home"))
     builder, calendar = pipeline.builder, spec.partitions.calendar
-    state = State(
-        {},
-        {},
-        {},
-        Registry(spec.name),
-        builder.code_version,
-        pipeline.scoring_code_version,
-        inputs=Inputs.declared(builder),
-    )
+    declared = Declared(builder.code_version, pipeline.scoring_code_version, inputs=Inputs.declared(builder))
+    state = State(Records(Registry(spec.name)), declared)
     functions = [name for name in builder.feature_sources if spec.sources[name].python is not None]
     first = calendar.around(calendar.first_start)
     return {
         "pipeline": spec.name,
         "partitions": calendar.due(NOW),
         "features": (builder.code_version, builder.sources.versions(first, functions)),
-        "periods": serving_periods(spec, NOW),
+        "periods": spec.periods.begun(NOW),
         "model": declared_now(spec, state),
         "challengers": {it.name: it.fingerprint for it in spec.challengers},
         "predictions": (pipeline.scoring_code_version, rule_text(spec.predictions.decide)),
-        "performance": ([matures(spec, it) for it in calendar.due(NOW)], state.inputs.measured),
+        "performance": ([spec.periods.matures(it) for it in calendar.due(NOW)], state.declared.inputs.measured),
         "deliveries": {it.name: it.digest for it in spec.predictions.deliver},
     }
 

@@ -13,10 +13,10 @@ from deltalake import write_deltalake
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import features_due
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.artifacts import features_due
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.harness.small_pipeline import (

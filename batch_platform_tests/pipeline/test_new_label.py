@@ -8,8 +8,8 @@ import pytest
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.new_label import NewLabel, new_label, retire
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_spec

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     feature_file,

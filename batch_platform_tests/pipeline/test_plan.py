@@ -12,24 +12,25 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.inputs import Labels
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import can_train, evaluation_start, matures, serving_periods, training_window
 from batch_platform.delivery.ledger import Delivered
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import Plan, awaited_labels, make_plan, training_asked_for
-from batch_platform.pipeline.state import State, features_due, undelivered
-from batch_platform.pipeline.steps import STEPS, Item, requests
-from batch_platform.pipeline.trainings_due import changed, declared_now
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.planning.artifacts import features_due, undelivered
+from batch_platform.planning.holds import awaited_labels
+from batch_platform.planning.plan import Plan, make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import Declared, Records, State
+from batch_platform.planning.steps import STEPS, Item, requests
+from batch_platform.planning.trainings import changed, declared_now, training_asked_for
+from batch_platform.warehouse.deletion import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
-from batch_platform_tests.pipeline.planned_states import NOW, scored
+from batch_platform_tests.pipeline.planned_states import NOW, scored, with_changes
 
 pytestmark = pytest.mark.unit
 
-EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
+EMPTY = State(Records(Registry("small")), Declared("f1", "s1"))
 
 
 def carried_out(  # noqa: PLR0913 - what is carried out, and how it ends
@@ -53,17 +54,17 @@ def carried_out(  # noqa: PLR0913 - what is carried out, and how it ends
         seq, key = seq + 1, item.partition.key
         registry = Registry("small", versions, promotions)
         if item.step == "features":
-            sources = state.source_versions.get(key, "{}")
+            sources = state.seen.source_versions.get(key, "{}")
             features[key] = FeatureBuild(
-                "small", key, 1, f"{key} {seq}", 1, state.features_code_version, sources, NOW, "run"
+                "small", key, 1, f"{key} {seq}", 1, state.declared.features_version, sources, NOW, "run"
             )
         elif item.step == "model":
-            window = training_window(spec, item.partition.start)
+            window = spec.periods.window(item.partition.start)
             for partition in window:
-                assert features_due(replace(state, features=features), partition) is None, (
+                assert features_due(with_changes(state, features=features), partition) is None, (
                     "features come before the model"
                 )
-            declared, is_short = declared_now(spec, state), not can_train(spec, window)
+            declared, is_short = declared_now(spec, state), not spec.periods.can_train(window)
             failed = is_short or (failing and registry.newest_of(key) is not None)
             found[key] = {partition.key: features[partition.key].sha256 for partition in window}
             outcome = (None, "it failed") if failed else (f"{key} {seq}", None)
@@ -79,23 +80,27 @@ def carried_out(  # noqa: PLR0913 - what is carried out, and how it ends
             if champion is not None:
                 assert key in features, "features come before predictions"
                 scores[key] = scored(
-                    item.partition, champion.version, features[key].sha256, state.scoring_code_version, seq
+                    item.partition, champion.version, features[key].sha256, state.declared.scoring_version, seq
                 )
         elif key in scores:
             evaluations[key] = EvaluationRun("small", key, scores[key].seq, 1, 1, NOW, "run")
     registry = Registry("small", versions, promotions, model_trainings=trainings)
-    return replace(
+    registry = replace(registry, refused_on={key: found[key] for key in registry.fruitless})
+    return with_changes(
         state,
         features=features,
         scores=scores,
         evaluations=evaluations,
         registry=registry,
-        refused_on={key: found[key] for key in registry.fruitless},
         failures={
-            ("model", key): Failure("model", key, "it failed", None, state.declared, NOW, "run")
+            ("model", key): Failure("model", key, "it failed", None, state.declared.text, NOW, "run")
             for key in {training.serving_period: training for training in trainings if training.version is None}
         },
     )
+
+
+def with_refused_on(state: State, hashes: dict[str, dict[str, str]]) -> State:
+    return with_changes(state, registry=replace(state.registry, refused_on=hashes))
 
 
 def as_declared(spec: PipelineSpec, state: State) -> dict[str, str]:
@@ -103,7 +108,7 @@ def as_declared(spec: PipelineSpec, state: State) -> dict[str, str]:
     return {
         "estimator": spec.model.estimator,
         "params": json.dumps(spec.model.params, sort_keys=True),
-        "features_code_version": state.features_code_version,
+        "features_code_version": state.declared.features_version,
     }
 
 
@@ -169,18 +174,18 @@ HAPPENING = st.one_of(
 
 def happened(state: State, what: str, detail) -> State:
     if what == "files are lost":
-        return replace(state, features={key: build for key, build in state.features.items() if key not in detail})
+        return with_changes(state, features={key: build for key, build in state.features.items() if key not in detail})
     if what == "sources change":
         changed = {key: f'"changed from {state.features[key].sources}"' for key in detail if key in state.features}
-        return replace(state, source_versions={**state.source_versions, **changed})
+        return with_changes(state, source_versions={**state.seen.source_versions, **changed})
     if what == "features change":
-        return replace(state, features_code_version=f"f{detail}")
+        return with_changes(state, features_version=f"f{detail}")
     if what == "scoring changes":
-        return replace(state, scoring_code_version=f"s{detail}")
+        return with_changes(state, scoring_version=f"s{detail}")
     if what.startswith("the champion is") and (approved := state.registry.approved()):
         begin = small_spec().partitions.calendar.named(detail).start if detail else None
         event = Promotion("small", approved[-1].version, "withdrawn", "", "{}", "me", NOW, "run", 10**6, begin)
-        return replace(state, registry=replace(state.registry, promotions=[*state.registry.promotions, event]))
+        return with_changes(state, registry=replace(state.registry, promotions=[*state.registry.promotions, event]))
     return state
 
 
@@ -207,7 +212,7 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
     found = dict[str, dict[str, str]]()
     for what, detail in [("nothing", None), *happenings]:
         state = happened(state, what, detail)
-        state = replace(state, refused_on={key: found[key] for key in state.registry.fruitless})
+        state = with_refused_on(state, {key: found[key] for key in state.registry.fruitless})
         spec = with_params(spec, max_iter=detail) if what == "parameters change" else spec
         spec = with_delay(spec, detail) if what == "labels are known after days" else spec
         now += timedelta(days=detail if what == "time passes" else 0)
@@ -234,7 +239,7 @@ def test_performance_waits_until_labels_are_known():
     plan = make_plan(spec, EMPTY, PlanRequest(now))
     assert plan.of("performance")[-1].partition.key == "2024-02-05"
     calendar = spec.partitions.calendar
-    assert matures(spec, calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
+    assert spec.periods.matures(calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
     asked_for = [awaited_labels(spec, calendar.named(f"2024-02-{day}"), now, lambda _: []) for day in ("05", "06")]
     assert asked_for == [None, "its labels are not known before 2024-02-15 23:00 UTC"]
 
@@ -242,11 +247,11 @@ def test_performance_waits_until_labels_are_known():
 def test_a_partition_is_delivered_until_the_receiver_holds_its_newest_commit_as_declared():
     spec = small_spec(predictions={"deliver": [{"csv": "out"}]})
     (delivery,), partition = spec.predictions.deliver, spec.partitions.calendar.named("2024-02-05")
-    state = replace(EMPTY, scores={partition.key: scored(partition, "version", "hash", seq=2)})
+    state = with_changes(EMPTY, scores={partition.key: scored(partition, "version", "hash", seq=2)})
     row = Delivered(partition.key, delivery.name, 1, "", 2, delivery.digest, NOW, "run")
     rows = [row, replace(row, score_seq=1), replace(row, declared="")]
     deliveries = [{}, *({(delivery.name, partition.key): row} for row in rows)]
-    reasons = [undelivered(replace(state, deliveries=each), delivery, partition.key) for each in deliveries]
+    reasons = [undelivered(with_changes(state, deliveries=each), delivery, partition.key) for each in deliveries]
     assert reasons == ["missing", None, "scored again", "its declaration changed"]
     assert undelivered(EMPTY, delivery, partition.key) is None, "nothing is scored"
 
@@ -288,7 +293,7 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
     assert [item.partition.key for item in named.of("predictions")] == ["2024-02-20"]
     assert [(item.partition.key, item.warm_up) for item in named.blocked] == [("2024-01-20", True)]
     other = trained(spec.partitions.calendar.named("2024-02-01"), "other")
-    registered = replace(state, registry=replace(state.registry, versions=[*state.registry.versions, other]))
+    registered = with_changes(state, registry=replace(state.registry, versions=[*state.registry.versions, other]))
     plan = make_plan(spec, registered, PlanRequest(NOW, days, model=other.version))
     assert [item.partition.key for item in plan.of("predictions")] == [day.key for day in days]
     assert plan.of("model", "challengers") == plan.blocked == []
@@ -301,7 +306,7 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
     spec, early = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
     (model,) = make_plan(spec, EMPTY, PlanRequest(early)).of("model")
     assert model.partition.key == "2024-02-08", "of 9 February the labels are known a day later"
-    assert [day.key for day in training_window(spec, model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
+    assert [day.key for day in spec.periods.window(model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(early)))
     assert sorted(state.scores) == ["2024-02-08", "2024-02-09"]
     later = make_plan(spec, state, PlanRequest(NOW))
@@ -317,7 +322,7 @@ def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partitio
 def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_missing():
     spec = SPECS["never rescored"]
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(datetime(2024, 2, 10, tzinfo=UTC))))
-    changed = replace(state, features_code_version="new", scoring_code_version="new")
+    changed = with_changes(state, features_version="new", scoring_version="new")
     keys = [item.partition.key for item in make_plan(spec, changed, PlanRequest(NOW)).of("predictions")]
     assert keys == [key for key in KEYS if key > "2024-02-09"]
     assert set(keys).isdisjoint(state.scores)
@@ -331,15 +336,15 @@ def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_mis
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"scoring_code_version": "new"}, "its declaration or the scoring code changed"),
-        ({"features_code_version": "new"}, "the SQL or its declaration changed"),
+        ({"scoring_version": "new"}, "its declaration or the scoring code changed"),
+        ({"features_version": "new"}, "the SQL or its declaration changed"),
         ({"source_versions": {"2024-02-03": "new"}}, "a source file changed"),
     ],
 )
 def test_stale_predictions_are_due_with_the_reason(change, reason):
     spec = SPECS["monthly models"]
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)))
-    plan = make_plan(spec, replace(state, **change), PlanRequest(NOW))
+    plan = make_plan(spec, with_changes(state, **change), PlanRequest(NOW))
     assert {item.partition.key: item.reason for item in plan.of("predictions")}["2024-02-03"] == reason
     assert make_plan(spec, state, PlanRequest(NOW)).stale == {}
 
@@ -350,7 +355,7 @@ def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
     plan = make_plan(spec, EMPTY, PlanRequest(NOW, [calendar.named("2024-02-20")]))
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-18"]
     assert [item.partition.key for item in plan.of("predictions", "performance")] == ["2024-02-20", "2024-02-20"]
-    needed = {p.key for p in training_window(spec, calendar.named("2024-02-18").start)} | {"2024-02-20"}
+    needed = {p.key for p in spec.periods.window(calendar.named("2024-02-18").start)} | {"2024-02-20"}
     assert {item.partition.key for item in plan.of("features")} == needed
 
 
@@ -367,19 +372,19 @@ def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
 def test_a_window_ends_with_the_labels_known_at_its_boundary(window, delay, first, last):
     spec = small_spec(labels={"delay": delay}, model={"train": {"window": window, "evaluate": "3 days"}})
     boundary = spec.partitions.calendar.named("2024-02-01").start
-    window = training_window(spec, boundary)
+    window = spec.periods.window(boundary)
     assert (window[0].key, window[-1].key) == (first, last)
-    assert evaluation_start(spec, window) == window[-3].start
+    assert spec.periods.evaluation_start(window) == window[-3].start
 
 
 @given(st.sampled_from(sorted(SPECS)), st.integers(0, 70))
 def test_law_5_a_training_window_holds_nothing_that_is_not_known_at_its_boundary(name, day):
     spec = SPECS[name]
     boundary = datetime(2024, 1, 1, 3, tzinfo=UTC) + timedelta(days=day)
-    window = training_window(spec, boundary)
-    assert all(partition.end <= boundary and matures(spec, partition) <= boundary for partition in window)
-    if can_train(spec, window):
-        assert window[0].start < evaluation_start(spec, window) < window[-1].end
+    window = spec.periods.window(boundary)
+    assert all(partition.end <= boundary and spec.periods.matures(partition) <= boundary for partition in window)
+    if spec.periods.can_train(window):
+        assert window[0].start < spec.periods.evaluation_start(window) < window[-1].end
 
 
 def planned(spec: PipelineSpec, state: State) -> list[tuple[str, str]]:
@@ -393,7 +398,7 @@ def finished(spec: PipelineSpec) -> State:
 def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other():
     spec = SPECS["weekly models"]
     state = finished(spec)
-    newest = serving_periods(spec, NOW)[-1]
+    newest = spec.periods.begun(NOW)[-1]
     assert len(state.registry.versions) > 2
     changed_spec = with_params(spec, max_iter=9)
     assert planned(changed_spec, state) == [(newest.key, "the declared parameters changed")]
@@ -433,7 +438,7 @@ def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_i
     state = finished(spec)
     period, _ = training_asked_for(spec, state, NOW, force=True)
     assert period.key == "2024-02-01"
-    lost = replace(state, features={key: build for key, build in state.features.items() if key != "2024-01-10"})
+    lost = with_changes(state, features={key: build for key, build in state.features.items() if key != "2024-01-10"})
     plan = make_plan(spec, lost, PlanRequest(NOW, (), train=[period]))
     assert [(item.step, item.partition.key) for item in plan.items] == [
         ("features", "2024-01-10"),
@@ -471,7 +476,7 @@ def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_i
         for name in ("features", "scores", "evaluations")
     }
     drops = {key: DroppedPartition(key, 1, "alice", NOW, "drop", 9) for key in gone}
-    state = replace(state, **kept, dropped=drops)
+    state = with_changes(state, **kept, dropped=drops)
     assert make_plan(spec, state, PlanRequest(NOW)).items == []
     retrained = make_plan(spec, state, PlanRequest(NOW, train=[calendar.named("2024-02-01")]))
     assert {item.step for item in retrained.items} >= {"model", "predictions"}
@@ -493,7 +498,7 @@ def test_a_refused_model_is_trained_again_once_its_training_window_changed():
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, PlanRequest(NOW)), {"2024-02-01"})
     (version,) = state.registry.versions
     assert planned(spec, state) == []
-    other = {key: {**hashes, "2024-01-10": "other"} for key, hashes in state.refused_on.items()}
-    assert planned(spec, replace(state, refused_on=other)) == [
+    other = {key: {**hashes, "2024-01-10": "other"} for key, hashes in state.registry.refused_on.items()}
+    assert planned(spec, with_refused_on(state, other)) == [
         ("2024-02-01", f"1 partition of its training window changed since {version.version} was refused")
     ]

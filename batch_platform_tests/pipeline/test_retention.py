@@ -12,12 +12,12 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Registry
 from batch_platform.operations.cleanup import remove_old_rows
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.retention import expired
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.verify import verify
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.retention import expired
+from batch_platform.planning.state import Declared, Records, State
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, holding
 
@@ -95,7 +95,10 @@ def test_old_rows_are_removed_to_the_last_byte_and_nothing_is_missing_afterwards
 def test_predictions_wait_until_they_are_measured_and_rejected_rows_do_not():
     spec = small_spec(retention={"predictions": "10 days", "rejected_rows": "10 days"})
     days = [partition.key for partition in spec.partitions.calendar.due(NOW - timedelta(days=10))]
-    state = State({}, dict.fromkeys(days), dict.fromkeys(days[:-3]), Registry("small"), "features", "scoring")
+    state = State(
+        Records(Registry("small"), scores=dict.fromkeys(days), evaluations=dict.fromkeys(days[:-3])),
+        Declared("features", "scoring"),
+    )
     old = expired(spec, state, NOW)
     assert [partition.key for partition in old["predictions"]] == days[:-3]
     assert [partition.key for partition in old["rejected_rows"]] == days

@@ -15,9 +15,9 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import newest_measured
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.report import write_report
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
 from batch_platform_tests.pipeline.snapshots import (

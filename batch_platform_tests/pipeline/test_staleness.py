@@ -15,10 +15,10 @@ from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.promotion import Maker, roll_back
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.planning.state import relabelled
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import carry_out, small_declaration, small_events
 from batch_platform_tests.harness.ticks import requested
@@ -189,7 +189,7 @@ def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(de
     versions = deployment.pipeline.state().registry.versions
     assert relabelled(deployment.pipeline.history, versions) == {second}
     rewrite(deployment, "answers", "2024-01-20", ~pl.col("returned"))
-    assert deployment.pipeline.state().relabelled == {first, second}
+    assert deployment.pipeline.state().seen.relabelled == {first, second}
     deployment.pipeline.train(deployment.wiring.serving_period("2024-02-11"), stamp_of("again"))
     assert {key for key, (condition, _) in conditions(deployment).items() if condition == "stale"} == set(SECOND)
     carry_out(deployment.pipeline, NOW, "again")

@@ -7,9 +7,9 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.published import reading_published
 from batch_platform_tests.harness.small_pipeline import LABELS_SQL, carry_out, finished_pipeline, small_pipeline
 

@@ -7,9 +7,9 @@ import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
-from batch_platform.warehouse.verify import verify
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
+from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.faults.invariants import NOW, SCORED, days, prepared
 from batch_platform_tests.harness.small_pipeline import carry_out
 

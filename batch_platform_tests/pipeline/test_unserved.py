@@ -1,12 +1,11 @@
 """When a partition that no model serves fails the work: one rule for commands, jobs and checks."""
 
-from dataclasses import replace
-
 import pytest
 
-from batch_platform.pipeline.steps import Item
-from batch_platform.pipeline.unserved import unserved_error
+from batch_platform.planning.holds import unserved_error
+from batch_platform.planning.steps import Item
 from batch_platform_tests.harness.small_pipeline import small_pipeline
+from batch_platform_tests.pipeline.planned_states import with_changes
 
 EARLY, LATER = "2024-02-01", "2024-02-02"  # the first is served by no model
 
@@ -29,7 +28,7 @@ def test_work_fails_where_no_model_serves_what_was_asked_for_unless_nobody_has_t
 ):
     pipeline = small_pipeline(tmp_path)
     asked = [pipeline.spec.partitions.calendar.named(key) for key in (EARLY, LATER)]
-    state = replace(pipeline.state(), scores=dict.fromkeys(scored))
+    state = with_changes(pipeline.state(), scores=dict.fromkeys(scored))
     blocked = [Item("predictions", asked[0], "no model serves it", warm_up=warm_up)]
     error = unserved_error(state, asked, blocked, named=named)
     assert (error is not None) is fails

@@ -10,8 +10,8 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import ENTITY
 from batch_platform.models.bundle import read_manifest
+from batch_platform.monitoring.outcomes import UnitRule
 from batch_platform.monitoring.pooled import pooled_performance
-from batch_platform.monitoring.units import UnitRule
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.published import open_published, reading_published
 from batch_platform_tests.harness.small_pipeline import (

@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.windows import serving_periods
 from batch_platform.proposal.choices import BY_CONTENT, MOST_MODELS
 from batch_platform.proposal.columns import feature_reasons
 from batch_platform.proposal.origin import locate
@@ -245,7 +244,7 @@ def test_years_make_no_partitions_but_may_name_a_row(tmp_path):
 def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_many_models(tmp_path, days):
     proposal, files = proposed_for(readings(24 * days), tmp_path, now=datetime(2099, 1, 1, tzinfo=UTC))
     spec = pipeline_of(files, tmp_path).spec
-    periods = serving_periods(spec, datetime(2099, 1, 1, tzinfo=UTC))
+    periods = spec.periods.begun(datetime(2099, 1, 1, tzinfo=UTC))
     assert proposal.train_every in ("week", "month")
     assert 1 <= len(periods) <= MOST_MODELS + 1, "the last one begins where the table ends"
     assert spec.model.train.start in (None, periods[0].key), "the first declared period has enough to learn from"

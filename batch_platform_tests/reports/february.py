@@ -5,10 +5,9 @@ from zoneinfo import ZoneInfo
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.status import PipelineStatus, status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.figures import Figures
-from batch_platform.reports.report import html
-from batch_platform.reports.summary import in_words
+from batch_platform.reports.report import html, in_words
 
 NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")

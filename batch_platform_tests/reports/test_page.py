@@ -10,16 +10,15 @@ import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
 
-from batch_platform.declaration.deciding import Decide
-from batch_platform.monitoring.health import Health
+from batch_platform.declaration.predictions import Decide
+from batch_platform.monitoring.measure import Health
 from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.charts import charts_of
 from batch_platform.reports.drift import Drifted
 from batch_platform.reports.figures import Figures, read_decided, read_figures
 from batch_platform.reports.measures import read_further_measures
-from batch_platform.reports.report import html
-from batch_platform.reports.summary import in_words
+from batch_platform.reports.report import html, in_words
 from batch_platform.reports.wording import percent, reworded
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.browsing import installed_browser

@@ -10,20 +10,27 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from batch_platform.declaration.deciding import Decide
-from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.wording import number
+from batch_platform.declaration.errors import DataError, number
+from batch_platform.declaration.predictions import Decide
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.status import status_at
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.request import PlanRequest
 from batch_platform.reports.charts import charts_of
-from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import read_figures
-from batch_platform.reports.groups import read_groups
-from batch_platform.reports.performance import LEAST_OF_A_CLASS, is_vague, measured, shown_of
+from batch_platform.reports.measures import read_groups
+from batch_platform.reports.performance import (
+    LEAST_OF_A_CLASS,
+    RATES,
+    comparable,
+    gaps_of,
+    is_vague,
+    measured,
+    read_estimate_figures,
+    segment_drift,
+    shown_of,
+)
 from batch_platform.reports.report import html
-from batch_platform.reports.segments import RATES, comparable, gaps_of, segment_drift
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import ends, figure
 from batch_platform.warehouse.published import open_published

@@ -2,23 +2,9 @@
 
 import pytest
 
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.reports.figures import Headline
 from batch_platform.reports.wording import PLAIN, between, ends, figure, plain
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (89_841.3, "89,841"),
-        (79_120_000.0, "79,120,000"),
-        (0.0000123456, "0.00001235"),
-        (None, "-"),
-    ],
-)
-def test_numbers_are_written_for_people(value, shown):
-    assert number(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.operations.cleanup import find_garbage
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.harness.small_pipeline import (

@@ -14,8 +14,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import reference_of
-from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, has_moved
-from batch_platform.monitoring.measures.drift import DRIFT, drifted, drifted_segments, read_drift
+from batch_platform.monitoring.divergence import USUAL_MARGIN, has_moved
+from batch_platform.monitoring.measures.drift import DRIFT, ColumnDrift, drifted, drifted_segments, read_drift
 from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.health import health_of
 from batch_platform.pipeline.measured import newest_measured

@@ -30,8 +30,8 @@ from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.batch import Counts, score_batch
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
@@ -176,7 +176,7 @@ def divided(features: Path) -> Path:
 
 def stage(pipeline: Pipeline, asked: Sequence[ScoringOrder], folder: Path, **options: Any) -> list[Staged]:
     folder.mkdir(exist_ok=True)
-    factory: EngineFactory = ENGINES[pipeline.spec.engine.name]
+    factory: EngineFactory = engine_of(pipeline.spec.engine.name)
     with factory(pipeline.spec, folder, STAMP, **options) as opened:
         return list(opened.staged(asked))
 
@@ -307,7 +307,7 @@ def test_partitions_before_a_failure_are_yielded_and_orders_are_taken_as_they_ar
     (tmp_path / "out").mkdir()
     committed: list[str] = []
     with (
-        ENGINES[pipeline.spec.engine.name](pipeline.spec, tmp_path / "out", STAMP) as opened,
+        engine_of(pipeline.spec.engine.name)(pipeline.spec, tmp_path / "out", STAMP) as opened,
         pytest.raises(LookupError, match="no more orders"),
     ):
         committed.extend(staged.partition.key for staged in opened.staged(failing()))

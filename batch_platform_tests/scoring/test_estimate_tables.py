@@ -17,10 +17,10 @@ from batch_platform.monitoring.measures.estimates import (
 )
 from batch_platform.monitoring.segments import OTHERS
 from batch_platform.pipeline.measured import newest_measured
-from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of
-from batch_platform.pipeline.wanted import PlanRequest
+from batch_platform.planning.plan import make_plan
+from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.ledger import rows_of_partitions
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness.small_pipeline import carry_out, small_pipeline

@@ -16,8 +16,8 @@ from batch_platform.features.lake import parquet_writer
 from batch_platform.scoring.batch import Counts
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.partition import Staged
-from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.replacing import rows_of_files
+from batch_platform.warehouse.sql import in_memory
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)

@@ -15,10 +15,9 @@ from pydantic import ValidationError
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.spark.cluster import zipped_modules
-from batch_platform.features.spark.session import lent, require_master, spark_session
-from batch_platform.features.spark.staging import object_staging
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.spark.session import lent, require_master, spark_session, zipped_modules
+from batch_platform.spark.staging import object_staging
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, forget_connections, object_store
 from batch_platform_tests.harness.small_pipeline import (

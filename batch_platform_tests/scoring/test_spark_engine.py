@@ -30,24 +30,22 @@ from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import DamagedFeaturesError, EngineError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
-from batch_platform.features.spark import session as spark_sessions
-from batch_platform.features.spark.cluster import is_stopped
-from batch_platform.features.spark.parts import ReadPart, parts_of, stretches_of
-from batch_platform.features.spark.session import (
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.partition import ScoringOrder
+from batch_platform.spark import scoring_tasks
+from batch_platform.spark import session as spark_sessions
+from batch_platform.spark.scoring import SparkEngine
+from batch_platform.spark.scoring_tasks import Job, ReadPart, Task, parts_of, stretches_of
+from batch_platform.spark.session import (
     MOST_LOGS,
     QUICK_JAVA,
     configuration,
+    is_stopped,
     require_java,
     require_master,
     spark_session,
 )
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.engines import spark_task
-from batch_platform.scoring.engines.spark import SparkEngine
-from batch_platform.scoring.engines.spark_task import Job, Task
-from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.benchmarks import spark_work
 from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
@@ -58,7 +56,7 @@ from batch_platform_tests.harness.small_pipeline import (
     small_events,
     small_pipeline,
 )
-from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports
+from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports, orders_for
 from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
@@ -225,7 +223,7 @@ def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_al
     carry_out(local, NOW + timedelta(days=1))
     (tmp_path / "out").mkdir()
     with SparkEngine(on_spark.spec, tmp_path / "out", Stamp("again", NOW)) as opened:
-        staged = list(opened.staged(spark_work.orders_for(on_spark, [*DAYS, "2024-02-04"])))
+        staged = list(opened.staged(orders_for(on_spark, [*DAYS, "2024-02-04"])))
     rows = [[pq.read_metadata(file).num_rows for file in partition.predictions] for partition in staged]
     assert rows == [[40], [40], [40], [122_880, 122_880, 54_263]]
     scores = pl.read_parquet([file for partition in staged for file in partition.predictions])
@@ -275,9 +273,9 @@ def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(p
         (replace(job, version="0.0.1"), r"runs batch_platform .*, the driver 0\.0\.1\. Hint: install the same"),
     ):
         with pytest.raises(EngineError, match=message):
-            raise spark_task.run_attempt(unfit, spark_task.Attempt(0, 7, 3)).failure
+            raise scoring_tasks.run_attempt(unfit, scoring_tasks.Attempt(0, 7, 3)).failure
         with pytest.raises(EngineError, match=message):
-            spark_task.run_attempt(unfit, spark_task.Attempt(0, 7, 0))  # Spark tries another machine first
+            scoring_tasks.run_attempt(unfit, scoring_tasks.Attempt(0, 7, 0))  # Spark tries another machine first
 
 
 @given(rows=st.integers(1, 60), group=st.integers(1, 20), least=st.integers(1, 70))
@@ -309,9 +307,9 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
     (tmp_path / "mark").touch()
     tasks = (Task(0, scores=False), *(Task(0, part) for part in parts_of(path, 1)))
     job = Job(pipeline.spec, tmp_path, "run", NOW, (order,), tasks, tmp_path / "mark", attempts=4)
-    summaries = [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (0, 1)]
+    summaries = [scoring_tasks.run_attempt(job, scoring_tasks.Attempt(number, number, 0)) for number in (0, 1)]
     pq.write_table(table.set_column(2, "amount", pa.array([1.0] * 40)), path, row_group_size=16)
-    summaries += [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (2, 3)]
+    summaries += [scoring_tasks.run_attempt(job, scoring_tasks.Attempt(number, number, 0)) for number in (2, 3)]
     with pytest.raises(DamagedFeaturesError, match="small, partition 2024-02-01: the bytes of"):
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
 
@@ -342,9 +340,9 @@ STARTING = """\
 import json, sys
 from pathlib import Path
 from batch_platform.declaration.engine import Spark
-from batch_platform.features.spark.jobs import spark_jobs
+from batch_platform.spark.jobs import spark_jobs
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 home, declared = Home(Path(sys.argv[1])), Spark.model_validate(json.loads(sys.argv[2]))
 with staging_folder(home, "run") as folder, spark_jobs(declared, "small", folder):
     pass

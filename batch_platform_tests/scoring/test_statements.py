@@ -3,7 +3,7 @@
 import pytest
 
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.warehouse.instance import in_memory
+from batch_platform.warehouse.sql import in_memory
 from batch_platform_tests.faults.invariants import SCORED, STAMP, days, prepared
 
 MOST = 80  # with the status, which a commit writes too; statements that read the state, score and publish a group

@@ -12,23 +12,13 @@ from deltalake import DeltaTable, write_deltalake
 from batch_platform.declaration.errors import SourceError
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import small_spec
+from batch_platform_tests.sources.declared import FIRST, SECOND, rows, sources_in
 from batch_platform_tests.sources.delta_tables import ODD, added, commit, odd_table
-
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 
 
 def sources(folder: Path, **declared: object) -> Sources:
     """A table in the folder `a`."""
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    source = {"delta": "a"} | declared
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
-
-
-def rows(of: Sources, sql: str = "FROM a ORDER BY ALL") -> list[tuple[Any, ...]]:
-    with of.connect(FIRST) as con:
-        return con.duckdb.execute(sql).fetchall()
+    return sources_in(folder, a={"delta": "a", **declared})
 
 
 def test_the_rows_are_those_of_the_log_with_values_of_every_type(tmp_path):

@@ -18,11 +18,9 @@ from pyiceberg.utils.config import Config
 
 from batch_platform.declaration.errors import SourceError
 from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import silent_store
-from batch_platform_tests.harness.small_pipeline import small_spec
+from batch_platform_tests.sources.declared import FIRST, SECOND, rows, sources_in
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
 
 
@@ -45,14 +43,7 @@ def written(folder: Path) -> Any:
 
 
 def sources(folder: Path, **declared: Any) -> Sources:
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    source = {"iceberg": {"catalog": properties(folder), "table": "sales.orders", **declared}}
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
-
-
-def rows(of: Sources, sql: str = "FROM a ORDER BY x") -> list[Any]:
-    with of.connect(FIRST) as con:
-        return con.duckdb.execute(sql).fetchall()
+    return sources_in(folder, a={"iceberg": {"catalog": properties(folder), "table": "sales.orders", **declared}})
 
 
 def test_the_snapshot_is_the_version_and_an_earlier_one_can_be_declared(tmp_path):

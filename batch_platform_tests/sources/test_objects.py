@@ -15,15 +15,13 @@ from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.inputs import STORES
-from batch_platform.pipeline.state import features_due
+from batch_platform.planning.artifacts import features_due
 from batch_platform.sources.objects import StoreError, _objects_for_reading, listed_once
 from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, bytes_of, silent_store
-from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline
+from batch_platform_tests.sources.declared import CALENDAR, FIRST, SECOND, sources_in
 
-CALENDAR = small_spec().partitions.calendar
-FIRST, SECOND = (CALENDAR.named(key) for key in ("2024-01-01", "2024-01-02"))
 EVENTS = small_events()
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
 
@@ -31,9 +29,8 @@ TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"]})
 PARQUET = bytes_of(TABLE.write_parquet)
 
 
-def declared(source: dict[str, Any], folder: Path = Path("/nowhere")) -> Sources:
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder))
+def declared(source: dict[str, Any]) -> Sources:
+    return sources_in(Path("/nowhere"), a=source)
 
 
 def rows(source: dict[str, Any], sql: str = "FROM a") -> list[Any]:
@@ -169,12 +166,9 @@ def test_without_its_library_the_extra_is_named(monkeypatch, scheme, library):
     [
         ({"parquet": "ftp://lake/a"}, r"begins with ftp://; give a path, or an address with abfs://, .* s3://"),
         ({"csv": "s3://key:secret@lake/a.csv"}, "must name a bucket and an object .* and no credentials"),
-        (
-            {"duckdb": "s3://lake/a.duckdb", "table": "t"},
-            "duckdb names a file of this machine; only arrow, csv, delta, json, parquet may",
-        ),
+        ({"duckdb": "s3://lake/a.duckdb", "table": "t"}, "duckdb names a file of this machine; only arrow, csv, delta, json, parquet may"),
     ],
-)
+)  # fmt: skip
 def test_an_address_that_cannot_be_read_is_refused_when_it_is_declared(source, problem):
     with pytest.raises(ValueError, match=problem) as refused:
         declared(source)
@@ -208,7 +202,7 @@ def test_a_replaced_object_makes_its_partition_due_and_a_dead_store_makes_none_d
     assert due() == {SECOND.key: "a source file changed"}
     own_store.kill()
     state = pipeline.state()
-    assert set(state.gone.values()) == {"what it reads of source 'events' cannot be looked up now"}
+    assert set(state.seen.gone.values()) == {"what it reads of source 'events' cannot be looked up now"}
     with pytest.raises(
         SourceError, match=r"\(sources\.events\.parquet\): s3://lake/.* cannot be read \(Could not connect"
     ):

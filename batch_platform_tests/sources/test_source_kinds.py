@@ -22,7 +22,7 @@ from pyiceberg.catalog import load_catalog
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
-from batch_platform.sources.files import PARQUET, files_of
+from batch_platform.sources.files import Files, files_of
 from batch_platform.sources.kind import SourceTable, create_view
 from batch_platform.sources.opening import SOURCE_KINDS, Sources
 from batch_platform.warehouse.database import Warehouse
@@ -33,9 +33,9 @@ from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.deployment import deploy
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, object_store
 from batch_platform_tests.harness.postgres_server import postgres
-from batch_platform_tests.harness.small_pipeline import feature_file, small_spec
+from batch_platform_tests.harness.small_pipeline import feature_file
+from batch_platform_tests.sources.declared import CALENDAR, FIRST, SECOND, sources_in
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"], "number": [0.5, None]})
 OTHER = pl.DataFrame({"x": [7], "text": ["b"], "number": [2.0]})
 
@@ -45,20 +45,26 @@ def lines_relation(table: SourceTable) -> str:
     return f"read_csv([{files}], delim = '|', header = true)"
 
 
-LINES = replace(  # registered by the tests as a user of the package would
-    PARQUET,
-    description=lambda source: f"the lines of `{source.location}`",
-    view=lambda con, table: create_view(con, table.name, lines_relation(table)),
-    frame=lambda con, table: con.sql(f"FROM {lines_relation(table)}").pl().lazy(),
-    endings=(".lines",),
-)
+class Lines(Files):
+    """A kind that the tests register as a user of the package would."""
+
+    endings = (".lines",)
+
+    def description(self, source):
+        return f"the lines of `{source.location}`"
+
+    def view(self, con, table):
+        create_view(con, table.name, lines_relation(table))
+
+    def frame(self, con, table):
+        return con.sql(f"FROM {lines_relation(table)}").pl().lazy()
 
 
 @pytest.fixture(autouse=True)
 def lines(monkeypatch):
     """The kind from outside."""
     monkeypatch.setitem(SOURCE_KEYS, "lines", str)
-    monkeypatch.setitem(SOURCE_KINDS, "lines", LINES)
+    monkeypatch.setitem(SOURCE_KINDS, "lines", Lines())
 
 
 def write_database(path: Path, table: pl.DataFrame) -> None:
@@ -243,9 +249,8 @@ every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def declared(folder: Path, source: dict[str, Any]) -> Sources:
     if "sql" in source and source["sql"]["uri"] == "postgresql://":
         source = {"sql": source["sql"] | {"uri": server()}}
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
     source = json.loads(json.dumps(source).replace("FOLDER", folder.name).replace("PATH", str(folder)))
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
+    return Sources(sources_in(folder, a=source).spec, folder, Home(folder / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +342,7 @@ def test_each_partition_reads_its_own_file_through_one_connection(folder, case):
         con.move(SECOND)
         assert con.duckdb.execute("FROM a").fetchall() == OTHER.rows()
         with pytest.raises(SourceError, match=r"there is no file .*2024-01-03.* Hint: other partitions have a file"):
-            con.move(small_spec().partitions.calendar.named("2024-01-03"))
+            con.move(CALENDAR.named("2024-01-03"))
 
 
 def test_the_notation_of_csv_files_can_be_declared(folder):
@@ -389,6 +394,14 @@ def test_a_csv_file_whose_lines_do_not_all_end_alike_is_read(folder, text):
     assert seen(declared(folder, {"csv": "a.csv"}))[0] == [(1, "a"), (2, "b")]
     (folder / "a.csv").write_bytes(text.encode() + b"\r\n3,c" * 50 + b"\r\n4,d,e\n5,f\n")
     with pytest.raises(SourceError, match=r"does not have 2 values as its header has\. Hint: correct the line"):
+        seen(declared(folder, {"csv": "a.csv"}))
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_a_csv_file_whose_last_line_has_a_value_too_many_is_refused(folder, rows):
+    (folder / "a.csv").write_text("x,s\n" + "1,a\n" * rows + "2,3,b\n")
+    hint = "Hint: give each line as many values as the header; a value that holds a delimiter needs quotes"
+    with pytest.raises(SourceError, match=f"line {rows + 2} has 3 values, and no line before it has as many. {hint}"):
         seen(declared(folder, {"csv": "a.csv"}))
 
 

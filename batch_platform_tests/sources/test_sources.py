@@ -9,15 +9,13 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError
 from batch_platform.sources.opening import Sources
-from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.harness.small_pipeline import small_spec
+from batch_platform_tests.sources.declared import FIRST, SECOND, rows
+from batch_platform_tests.sources.declared import sources_in as sources
 
-FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
-ODD_FOLDERS = ["plain", "a b", "[x]", "it's", 'say "hi"', "größe", "a*b", "a?b", "a=b"]
+ODD_FOLDERS = ["plain", "a b [x]", "it's", 'say "größe"', "a*b?", "a=b"]
 FUNCTIONS = """
 import polars as pl
 import pyarrow as pa
@@ -43,26 +41,12 @@ def breaks_late():
 def numbers():
     return [1, 2]
 
-def needs_more(partition, other):
-    return table()
-
 """
 
 
-def sources(folder: Path, **declared: dict[str, str]) -> Sources:
-    """Sources below a folder, instead of those of the small pipeline."""
-    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    return Sources(small_spec().model_validate({**spec, "sources": declared}), folder, Home(folder.parent / "home"))
-
-
-def rows(of: Sources, sql: str, partition: Partition = FIRST) -> list[tuple[object, ...]]:
-    with of.connect(partition) as con:
-        return con.duckdb.execute(sql).fetchall()
-
-
-def polars_rows(of: Sources, partition: Partition = FIRST) -> list[tuple[object, ...]]:
-    with of.connect(partition) as con:
-        return con.frames(partition, ["a"])["a"].collect().rows()
+def polars_rows(of: Sources) -> list[tuple[object, ...]]:
+    with of.connect(FIRST) as con:
+        return con.frames(FIRST, ["a"])["a"].collect().rows()
 
 
 def write_duckdb(path: Path, *statements: str) -> None:
@@ -136,7 +120,6 @@ def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, func
         ("breaks", "Source 'a' of 'small': .*breaks failed with RuntimeError: no connection"),
         ("breaks_late", "Source 'a' of 'small' cannot be read: .*nope"),
         ("numbers", "returned list, which is not a table"),
-        ("needs_more", "failed with TypeError: .*'other'"),
     ],
 )
 def test_a_function_that_returns_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
@@ -157,18 +140,13 @@ def writer(tmp_path):
         process.communicate("\n" if process.poll() is None else None)
 
 
-def test_a_duckdb_file_that_another_process_writes_is_waited_for(tmp_path, writer):
+def test_a_duckdb_file_that_another_process_writes_is_waited_for_as_long_as_declared(tmp_path, writer):
+    declared = {"duckdb": "x.duckdb", "table": "a"}
+    problem = rf"process {writer.pid} has .*x\.duckdb open for writing; .*sources\.a\.wait"
+    with pytest.raises(SourceError, match=problem):
+        rows(sources(tmp_path, a=declared | {"wait": "0 seconds"}), "FROM a")
     with subprocess.Popen(["sh", "-c", f"sleep 0.5; echo >/proc/{writer.pid}/fd/0"]):
-        read = rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "a"}), "FROM a ORDER BY x")
-    assert read == [(1,), (2,)]
-
-
-def test_a_duckdb_file_that_another_process_keeps_open_is_refused_after_the_declared_wait(tmp_path, writer):
-    declared = {"duckdb": "x.duckdb", "table": "a", "wait": "0 seconds"}
-    with pytest.raises(
-        SourceError, match=rf"process {writer.pid} has .*x\.duckdb open for writing; .*sources\.a\.wait"
-    ):
-        rows(sources(tmp_path, a=declared), "FROM a")
+        assert rows(sources(tmp_path, a=declared), "FROM a ORDER BY x") == [(1,), (2,)]
 
 
 def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path):

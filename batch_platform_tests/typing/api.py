@@ -22,9 +22,9 @@ from batch_platform import (
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.plan import Plan
-from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
+from batch_platform.planning.plan import Plan
+from batch_platform.planning.state import State
 from batch_platform.scoring.run import Committed
 
 

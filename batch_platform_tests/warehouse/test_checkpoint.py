@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,28 +107,3 @@ def test_a_damaged_rollback_journal_is_refused_and_kept(killed, tmp_path, spot):
         pass
     assert saved.read_bytes() == damaged
     assert pipeline.home.warehouse.read_bytes() == killed.home.warehouse.read_bytes()
-
-
-MAKE_AND_SAY_SO = """
-import sys
-from pathlib import Path
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.database import Warehouse
-print("ready", flush=True)
-sys.stdin.readline()
-with Warehouse(Home(Path(sys.argv[1]))).open():
-    print("made", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def test_two_processes_may_create_a_warehouse_at_the_same_time(tmp_path):
-    root = tmp_path / "home"
-    command = [sys.executable, "-c", MAKE_AND_SAY_SO, str(root)]
-    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 2
-    for run in runs:
-        run.stdin.write("\n\n")
-        run.stdin.flush()
-    assert [run.communicate()[0] for run in runs] == ["made\n"] * 2
-    assert [run.returncode for run in runs] == [0, 0]

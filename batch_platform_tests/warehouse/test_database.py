@@ -1,11 +1,6 @@
 """The warehouse: a partition is replaced wholly with its ledger row, or not at all."""
 
-import fcntl
 import hashlib
-import os
-import re
-import subprocess
-import sys
 from operator import methodcaller
 from pathlib import Path
 
@@ -19,19 +14,17 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
-from batch_platform.operations.drop import drop_pipelines
+from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import LARGE_BYTES, WIDE_ROW_BYTES, Warehouse, bounded_buffer
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
-    EvaluationRun,
-    FeatureBuild,
     ScoreRun,
     note_partitions,
 )
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, held, staged
+from batch_platform_tests.warehouse.commits import KEYS, commit, held, staged
 
 
 @pytest.fixture
@@ -81,35 +74,6 @@ def test_no_number_is_given_again_after_its_rows_were_deleted_or_its_transaction
         con.execute("DELETE FROM batch_platform.score_runs")
         note_partitions(con, "small", "predictions", KEYS)
         assert con.execute(numbers).fetchall()[0][0] == before + len(KEYS)
-
-
-def test_the_buffer_is_bounded_while_large_files_are_written_unless_their_rows_are_wide(warehouse, tmp_path):
-    limit, large, rows = "SELECT current_setting('memory_limit')", tmp_path / "large", LARGE_BYTES // WIDE_ROW_BYTES + 1
-    with large.open("wb") as file:
-        file.truncate(LARGE_BYTES)
-    with warehouse.open() as con:
-        before = con.execute(limit).fetchall()
-        for staged_files, of_rows in (([], rows), ([large], rows - 2)):
-            with bounded_buffer(con, staged_files, of_rows):
-                assert con.execute(limit).fetchall() == before
-        with bounded_buffer(con, [large], rows):
-            assert con.execute(limit).fetchall() != before
-        con.execute("BEGIN")
-        with pytest.raises(duckdb.Error), bounded_buffer(con, [large], rows):
-            con.execute("SELECT error('the transaction ends')")
-        con.execute("ROLLBACK")
-        assert con.execute(limit).fetchall() == before
-
-
-def test_only_partitions_that_stand_are_looked_for_among_the_rows(warehouse, tmp_path):
-    (first,) = commit(warehouse, staged(tmp_path))
-    fresh, again = staged(tmp_path, KEYS[1]), staged(tmp_path, seen=first.seq, run_id="again", id=[7], score=[0.75])
-    commit(warehouse, again, fresh)
-    assert sorted(row[:3] for row in held(warehouse)["small.predictions"]) == [
-        (1, 0.25, KEYS[1]),
-        (2, 0.5, KEYS[1]),
-        (7, 0.75, KEYS[0]),
-    ]
 
 
 def test_a_failed_insert_changes_nothing(warehouse, tmp_path):
@@ -211,18 +175,6 @@ def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     assert [row[0] for row in tables[f"{name}.predictions"]] == sorted([name, "other"])
 
 
-def test_features_and_evaluations_have_their_ledgers_too(warehouse):
-    build = FeatureBuild("small", KEYS[0], 3, "s", 10, "c", "{}", DAY, "run")
-    warehouse.record_features([build])
-    run = EvaluationRun("small", KEYS[0], 1, 3, 2, DAY, "run")
-    metrics = pl.DataFrame({"partition_key": [KEYS[0]], "metric": ["mae"], "value": [0.5]})
-    for _ in range(2):
-        warehouse.commit_evaluations("small", [run], {"performance": metrics})
-    assert warehouse.latest(FeatureBuild, "small") == {KEYS[0]: build}
-    assert warehouse.latest(EvaluationRun, "small") == {KEYS[0]: run}
-    assert len(held(warehouse)["small.performance"]) == 1
-
-
 def test_the_time_to_wait_is_a_number_of_seconds_in_the_environment(home, monkeypatch):
     assert Warehouse(home).timeout == 120
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
@@ -231,14 +183,6 @@ def test_the_time_to_wait_is_a_number_of_seconds_in_the_environment(home, monkey
         monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
         with pytest.raises(WrongUseError, match=f"LOCK_TIMEOUT is '{text}', which is not a number of seconds"):
             Warehouse(home)
-
-
-def test_the_lock_is_free_after_an_error(warehouse):
-    with pytest.raises(ZeroDivisionError), warehouse.transaction():
-        raise ZeroDivisionError
-    descriptor = os.open(warehouse.home.warehouse_lock, os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
 
 
 @pytest.mark.parametrize("version", [min(ledger.UPGRADES) - 1, FORMAT + 1])
@@ -308,28 +252,3 @@ def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():
         pass
     assert warehouse.home.warehouse.read_bytes() == b"precious" * 1000
-
-
-WITHOUT_MEMORY = """
-import ctypes, resource
-from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.warehouse.sql import connect
-connect().execute("SELECT 1")
-library = ctypes.CDLL(None)
-library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-resource.setrlimit(resource.RLIMIT_DATA, (1, 1))
-size = 1 << 20
-while size >= 4096:
-    while library.malloc(size):
-        pass
-    size //= 2
-try:
-    connect()
-except BatchPlatformError as error:
-    print(error)
-"""
-
-
-def test_a_process_without_memory_for_duckdb_says_so():
-    ended = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=True)
-    assert re.match(r"DuckDB could not start for want of memory: .*Hint: give the process more memory", ended.stdout)

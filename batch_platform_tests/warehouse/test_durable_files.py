@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform.warehouse.checkpoint import write_whole
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.files import write_whole
 from batch_platform.warehouse.home import Home
 
 pytestmark = pytest.mark.unit

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from batch_platform.warehouse.erasures import ErasedSubjects, subject_hash
+from batch_platform.warehouse.deletion import ErasedSubjects, subject_hash
 from batch_platform.warehouse.home import Home
 
 pytestmark = pytest.mark.unit

@@ -13,11 +13,6 @@ from batch_platform.warehouse.published import publish
 SHA256 = "0123456789abcdef" * 4
 
 
-def test_the_home_is_what_the_environment_names(tmp_path, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
-    assert Home.from_environment(Path("/elsewhere")).root == tmp_path / "home"
-
-
 @pytest.mark.parametrize("named", [None, ""])
 def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named):
     monkeypatch.delenv(HOME_VARIABLE, raising=False)
@@ -58,17 +53,12 @@ def test_nobody_but_owner_and_group_may_enter_a_new_home_whatever_the_umask(tmp_
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o750}
 
 
-def test_git_ignores_a_new_home(tmp_path):
+def test_git_ignores_a_new_home_and_a_folder_that_holds_something_keeps_its_own_rules(tmp_path):
     (tmp_path / "home" / "dagster").mkdir(parents=True)
-    home = Home(tmp_path / "home")
-    publish(home)
+    home = Home(tmp_path / "home").create()
     assert home.gitignore.read_text() == "*\n"
-
-
-def test_a_folder_that_holds_something_gets_no_gitignore_and_keeps_its_own(tmp_path):
-    (tmp_path / "README.md").touch()
-    home = Home(tmp_path).create()
-    assert not home.gitignore.exists()
+    home.gitignore.unlink()
+    assert not home.create().gitignore.exists()
     home.gitignore.write_text("*.csv\n")
     assert home.create().gitignore.read_text() == "*.csv\n"
 

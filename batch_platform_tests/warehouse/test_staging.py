@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.published import publish
-from batch_platform.warehouse.staging import staging_folder
 
 HOLD = """
 import sys
 from pathlib import Path
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.lock import staging_folder
 with staging_folder(Home(Path(sys.argv[1])), "other") as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)
@@ -55,24 +55,3 @@ def test_a_publication_sweeps_what_killed_runs_left_and_never_the_folder_of_a_li
     assert left != used
     live.communicate("\n")
     assert live.returncode == 0
-
-
-STORM = """
-import sys
-from pathlib import Path
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.staging import staging_folder
-for n in range(60):
-    with staging_folder(Home(Path(sys.argv[1])), "storm") as folder:
-        (folder / "file").write_text(str(n))
-        assert (folder / "file").read_text() == str(n)
-"""
-
-
-def test_runs_that_start_and_end_at_the_same_time_never_sweep_each_other(home):
-    storms = [
-        subprocess.Popen([sys.executable, "-c", STORM, str(home.root)], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    assert [(process.communicate()[1], process.returncode) for process in storms] == [("", 0)] * 3
-    assert list(home.staging.iterdir()) == []

@@ -20,19 +20,18 @@ import pytest
 from batch_platform.declaration.errors import DamagedRowsError, DataError, WarehouseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.measures.challengers import ChallengerRun, StagedChallenger, replace_challengers
-from batch_platform.operations.drop import drop_pipelines
-from batch_platform.warehouse.compacting import leave_mark
+from batch_platform.monitoring.measure import ChallengerRun, StagedChallenger
+from batch_platform.monitoring.measures.challengers import replace_challengers
+from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse.database import StagedScores, Warehouse
+from batch_platform.warehouse.deletion import drop_rows, held_rows, leave_mark
 from batch_platform.warehouse.descriptions import OF_PIPELINES
-from batch_platform.warehouse.dropping import drop_rows, held_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun, as_record, note
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.recovery import restore_from_published, verify
 from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, TABLES_IN_FILES, staged_files
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
-from batch_platform.warehouse.verify import verify
 from batch_platform_tests.warehouse.commits import DAY, KEYS, commit, staged
 
 VIEW = TableName("small", "predictions")

@@ -14,9 +14,15 @@ from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from batch_platform.kernels.forest import kernels
-from batch_platform.kernels.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree, require
+from batch_platform.kernels.forest.ensembles import (
+    MOST_CATEGORIES,
+    Ensemble,
+    NotCompilableError,
+    Tree,
+    require,
+    require_sound,
+)
 from batch_platform.kernels.forest.kernels import Descent, Encoding, Kernel, Masks
-from batch_platform.kernels.forest.structure import require_sound
 
 # Kernels by the number of bits of a mask, which has a bit for each leaf of a tree.
 MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}

@@ -1,15 +1,16 @@
-"""Models whose trees are evaluated by compiled code, and the proof that both ways give the same bits.
+"""Models whose trees are evaluated without their library, and the proof that both ways give the same bits.
 
-The proof is made when a model is trained, on rows that it was not fitted on and on generated ones. It is repeated on generated rows
-when a process loads the model for scoring, because another processor may round differently. Where the trees are stored beside
-the model, the second proof compares with what the library answered for these rows in training.
+Compiled code evaluates them; for few rows NumPy does, since importing a compiler takes longer. The proof is made when a model is
+trained, on rows that it was not fitted on and on generated ones. It is repeated on generated rows when a process loads the model
+for scoring, because another processor may round differently. Where the trees are stored beside the model, the second proof compares
+with what the library answered for these rows in training.
 
 Preprocessing in front of the trees stays scikit-learn's own. Every matrix that the model's library refuses, or that is not plain
 numbers, goes the native way, to the same result or the same error.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,20 +19,21 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.kernels.blocks import in_blocks
 from batch_platform.kernels.forest.ensembles import (
+    LEAF,
+    MOST_CATEGORIES,
     Ensemble,
     NotCompilableError,
     Parts,
-    StoredTrees,
+    Tree,
     as_decisions,
     read_trees,
     require,
+    require_sound,
     trees_file,
 )
-from batch_platform.kernels.forest.plain import MOST_VISITS, PlainPredictor, lay_out
 from batch_platform.kernels.native_threads import one_thread
-from batch_platform.kernels.predictor import Predictor, decisions
+from batch_platform.kernels.predictor import Predictor, decisions, in_blocks
 
 if TYPE_CHECKING:  # it imports numba
     from batch_platform.kernels.forest.arrays import Flat
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # it imports numba
 # core, and scikit-learn needs some 40 ns per row and tree, which is 0.8 s for this many. The first process on a machine
 # compiles for about 1.5 s instead, once.
 WORTH_COMPILING = 20_000_000
+# Rows times trees up to which NumPy is quicker. It needs 0.15 µs for each; importing numba and loading a kernel takes 0.7 s of one core.
+MOST_VISITS = 2_000_000
 MAX_HELD_OUT = 20_000  # rows used for a proof, evenly spaced
 GENERATED_ROWS = 512
 MAX_THRESHOLDS = 64  # per column, that generated rows hit
@@ -56,12 +60,12 @@ class CompilablePredictor(Predictor, Protocol):
 
 
 @dataclass(frozen=True)
-class CompiledPredictor:
+class TreePredictor:
     """Returns the bits that the native predictor returns, but sooner; safe to call from several threads at once."""
 
     native: Predictor
     parts: Parts
-    flat: "Flat"
+    flat: "Flat | PlainTrees"  # evaluates the trees
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes], or values or segments [rows]."""
@@ -74,7 +78,7 @@ class CompiledPredictor:
         return decisions(self.native, matrix) if sums is None else as_decisions(sums, self.parts.ensemble.finish)
 
     def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
-        """Evaluate the compiled trees; None for a matrix that they leave to the library."""
+        """Evaluate the trees; None for a matrix that they leave to the library."""
         sums = self._sums(matrix)
         return None if sums is None else np.asarray(self.parts.ensemble.finish(sums))
 
@@ -118,20 +122,20 @@ class Proof:
 NOT_TREES = Proof(Compilation(kernel=None, trees=0, rows=0, reason="only its library knows how to evaluate it"))
 
 
-def compile_predictor(native: CompilablePredictor) -> CompiledPredictor:
+def compile_predictor(native: CompilablePredictor) -> TreePredictor:
     """Compile a fitted model, or load what was compiled before; raises NotCompilableError if the library has to evaluate it."""
     return _compiled(native.parts(), native)
 
 
-def _compiled(parts: Parts, native: Predictor) -> CompiledPredictor:
+def _compiled(parts: Parts, native: Predictor) -> TreePredictor:
     from batch_platform.kernels.forest.arrays import flatten
 
     flat = flatten(parts.ensemble)
     flat.prepare()
-    return CompiledPredictor(native, parts, flat)
+    return TreePredictor(native, parts, flat)
 
 
-def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
+def proven_predictor(native: CompilablePredictor) -> TreePredictor:
     """The compiled form of a model; raises NotCompilableError if it differs from the native one on generated rows here."""
     predictor = compile_predictor(native)
     for matrix in generated_rows(predictor.parts):
@@ -139,31 +143,19 @@ def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
     return predictor
 
 
-def proven_from_file(file: bytes, native: Predictor) -> CompiledPredictor:
-    """The compiled form of stored trees, after comparing it on generated rows with what the library answered in training.
+def predictor_from_file(file: bytes, native: Predictor, *, compiled: bool) -> TreePredictor:
+    """Stored trees, compiled or evaluated by NumPy, after comparing them on generated rows with what the library answered in training.
 
     Raises NotCompilableError if they differ, or the trees cannot be compiled.
     """
     stored = read_trees(file)
-    predictor = _compiled(stored.parts, native)
-    _require_digests(stored, predictor.evaluated)
-    return predictor
-
-
-def plain_from_file(file: bytes, native: Predictor) -> PlainPredictor:
-    """The same for few rows: NumPy evaluates the trees, and nothing is compiled."""
-    stored = read_trees(file)
-    predictor = lay_out(stored.parts.ensemble, native)
-    _require_digests(stored, predictor.evaluated)
-    return predictor
-
-
-def _require_digests(stored: StoredTrees, evaluated: Callable[[NDArray[np.float64]], NDArray[Any] | None]) -> None:
-    """Raise NotCompilableError if a form of stored trees differs from what their library answered in training."""
-    for matrix, digest in zip(generated_rows(stored.parts), stored.digests, strict=True):
+    parts = stored.parts
+    predictor = _compiled(parts, native) if compiled else TreePredictor(native, parts, PlainTrees.of(parts.ensemble))
+    for matrix, digest in zip(generated_rows(parts), stored.digests, strict=True):
         with np.errstate(all="ignore"):
-            scores = evaluated(matrix)
+            scores = predictor.evaluated(matrix)
         require(scores is None or _digest(_bits(scores)) == digest, _differs(len(matrix)))
+    return predictor
 
 
 def is_few(rows: int, trees: int) -> bool:
@@ -267,3 +259,91 @@ def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
         halfway = (single.astype(np.float64) + beside[3].astype(np.float64)) / 2
         pools.append(np.concatenate([_ORDINARY, cuts, single, halfway, *beside], dtype=np.float64))
     return pools
+
+
+@dataclass(frozen=True)
+class PlainTrees:
+    """Trees evaluated by NumPy alone."""
+
+    ensemble: Ensemble
+    nodes: Tree  # the nodes of all trees, in one list
+    roots: NDArray[np.int64]  # [trees]
+    kernel_name: str = "NumPy"
+
+    @classmethod
+    def of(cls, ensemble: Ensemble) -> "PlainTrees":
+        """Join the trees of an ensemble; raises MalformedError if its nodes form no trees."""
+        require_sound(ensemble)
+        return cls(ensemble, *joined(ensemble.trees))
+
+    def add(self, matrix: NDArray[np.float64], sums: NDArray[np.float64]) -> bool:
+        """Add all trees to the sums [rows, outputs] of a matrix [rows, features]; False if the library might refuse a row."""
+        with np.errstate(over="ignore"):  # a value too large for 32 bits is infinite, as in the library
+            if (values := coded(self.ensemble, matrix)) is None:
+                return False
+            for tree, leaves in zip(self.ensemble.trees, self._leaves(values), strict=True):
+                part = sums[:, tree.output : tree.output + tree.value.shape[1]]
+                part += self.nodes.value[leaves]
+                if self.ensemble.single_sums:
+                    part[:] = part.astype(np.float32)
+        return True
+
+    def _leaves(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The leaf that each row reaches [trees, rows], as a node among those of all trees."""
+        nodes = self.nodes
+        at = np.repeat(self.roots, len(values))
+        waiting = np.flatnonzero(nodes.left[at] >= 0)
+        while len(waiting):
+            node = at[waiting]
+            value = values[waiting % len(values), nodes.feature[node]]
+            goes_left = np.where(np.isnan(value), nodes.missing_left[node], value <= nodes.threshold[node])
+            if len(nodes.left_sets):
+                by_set = nodes.left_set[node] >= 0
+                goes_left[by_set] = nodes.left_sets[nodes.left_set[node[by_set]], value[by_set].astype(np.int64)]
+            at[waiting] = node = np.where(goes_left, nodes.left[node], nodes.right[node])
+            waiting = waiting[nodes.left[node] >= 0]
+        return at.reshape(len(self.roots), len(values))
+
+
+def joined(trees: Sequence[Tree]) -> tuple[Tree, NDArray[np.int64]]:
+    """The nodes of all trees in one list, and the place of each root."""
+    roots, sets = _starts(len(tree.left) for tree in trees), _starts(len(tree.left_sets) for tree in trees)
+
+    def together(name: str, starts: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        parts = [getattr(tree, name) for tree in trees]
+        if starts is not None:  # a number below zero stands for none
+            parts = [np.where(part >= 0, part + start, LEAF) for part, start in zip(parts, starts, strict=True)]
+        return np.concatenate(parts)
+
+    nodes = Tree(
+        feature=together("feature"),
+        threshold=together("threshold"),
+        left=together("left", roots),
+        right=together("right", roots),
+        missing_left=together("missing_left"),
+        value=together("value"),
+        left_set=together("left_set", sets),
+        left_sets=together("left_sets"),
+        cover=together("cover"),
+    )
+    return nodes, roots
+
+
+def coded(ensemble: Ensemble, matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The values as the trees compare them, categories as their codes; None if the library might refuse a row."""
+    values = matrix.astype(np.float32).astype(np.float64) if ensemble.single else matrix.copy()
+    infinite = np.isinf(values[:, ensemble.infinity_refused]).any()
+    if infinite or (ensemble.nan_refused and np.isnan(values).any()):
+        return None
+    for at, known in ensemble.categories.items():
+        codes = np.minimum(np.searchsorted(known, values[:, at]), len(known) - 1)
+        unknown = known[codes] != values[:, at]
+        if ensemble.unknown_refused and (unknown & ~np.isnan(values[:, at])).any():
+            return None
+        values[:, at] = np.where(unknown, MOST_CATEGORIES, codes)
+    return values
+
+
+def _starts(lengths: Iterable[int]) -> NDArray[np.int64]:
+    """The places at which the members of a joined list begin, given their lengths."""
+    return np.cumsum([0, *lengths])[:-1]

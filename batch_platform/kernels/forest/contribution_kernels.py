@@ -6,22 +6,20 @@ Everything that a kernel calls is in this one file, and each function has one si
 # pyright: basic, reportMissingImports=none
 # numba publishes no types, and what it compiles is typed by the signature.
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import typeof, types
-from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
-from batch_platform.kernels.forest.kernels import MATRIX, OPTIONS, make_ready
+from batch_platform.kernels.forest.kernels import MATRIX, OPTIONS, everywhere, intrinsic, make_ready, pointer
 
 LANES = 64  # rows that go through a tree together
 BLOCK = 1024  # rows that go through one tree before the next, a multiple of LANES: the sums stay in the cache
 LINE = 8  # numbers in a line of the cache
 EVERY, NONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
-intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
 _NUMBERS = types.Array(types.float64, 1, "C")
 _VALUES = ir.VectorType(ir.DoubleType(), LANES)
 
@@ -58,28 +56,15 @@ class _Walked(NamedTuple):
     added: NDArray[np.float64]  # [column, LANES]
 
 
-def _everywhere(builder: Any, scalar: Any, lanes: int) -> Any:
-    """A vector of one value."""
-    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
-
-
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:
-    """The address of an array's element, as the address of a vector."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
-
-
 @intrinsic
 def _at_most(_, tile, at, threshold, missing):
     """The lanes with a value that is at most a threshold, and those without one if `missing` has all bits."""
 
     def generate(context, builder, signature, arguments):
         array, start, scalar, mask = arguments
-        values = builder.load(_pointer(context, builder, tile, array, start, _VALUES), align=8)
+        values = builder.load(pointer(context, builder, tile, array, start, _VALUES), align=8)
         lanes = ir.IntType(LANES)
-        below = builder.bitcast(builder.fcmp_ordered("<=", values, _everywhere(builder, scalar, LANES)), lanes)
+        below = builder.bitcast(builder.fcmp_ordered("<=", values, everywhere(builder, scalar, LANES)), lanes)
         absent = builder.bitcast(builder.fcmp_unordered("uno", values, values), lanes)
         return builder.or_(below, builder.and_(absent, mask))
 
@@ -89,7 +74,7 @@ def _at_most(_, tile, at, threshold, missing):
 def _chosen(builder, now, before, both, lost, neither):
     """A vector of one of three numbers: for lanes in both masks, in the former one only, and in neither."""
     bits = ir.VectorType(ir.IntType(1), LANES)
-    of_all, of_some, of_none = (_everywhere(builder, scalar, LANES) for scalar in (both, lost, neither))
+    of_all, of_some, of_none = (everywhere(builder, scalar, LANES) for scalar in (both, lost, neither))
     return builder.select(
         builder.bitcast(now, bits), of_all, builder.select(builder.bitcast(before, bits), of_some, of_none)
     )
@@ -102,8 +87,8 @@ def _multiply(_, out, to, values, at, now, before, both, lost, neither):
     def generate(context, builder, signature, arguments):
         target, place, array, start, *chosen = arguments
         factors = _chosen(builder, *chosen)
-        loaded = builder.load(_pointer(context, builder, values, array, start, _VALUES), align=8)
-        builder.store(builder.fmul(loaded, factors), _pointer(context, builder, out, target, place, _VALUES), align=8)
+        loaded = builder.load(pointer(context, builder, values, array, start, _VALUES), align=8)
+        builder.store(builder.fmul(loaded, factors), pointer(context, builder, out, target, place, _VALUES), align=8)
         return context.get_dummy_value()
 
     lanes, number = types.uint64, types.float64
@@ -118,8 +103,8 @@ def _add_lanes(_, out, to, values, at, now, before, both, lost):
         target, place, array, start, *chosen = arguments
         now, before, both, lost = chosen
         factors = _chosen(builder, now, before, both, lost, ir.Constant(ir.DoubleType(), 0.0))
-        loaded = builder.load(_pointer(context, builder, values, array, start, _VALUES), align=8)
-        sums = _pointer(context, builder, out, target, place, _VALUES)
+        loaded = builder.load(pointer(context, builder, values, array, start, _VALUES), align=8)
+        sums = pointer(context, builder, out, target, place, _VALUES)
         builder.store(builder.fadd(builder.load(sums, align=8), builder.fmul(loaded, factors)), sums, align=8)
         return context.get_dummy_value()
 

@@ -20,9 +20,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.kernels.forest.compiled import coded, joined
 from batch_platform.kernels.forest.contribution_kernels import Nodes, contribute, ready_to_contribute
 from batch_platform.kernels.forest.ensembles import Ensemble, Tree, require
-from batch_platform.kernels.forest.plain import coded, joined
 
 CODED_ROWS = 1 << 14  # rows that are encoded together
 

@@ -1,4 +1,4 @@
-"""The compiled code that counts the values of a profile and of its segments, four edges in one pass, and hashes rows."""
+"""The compiled code that counts the values of a profile and of its segments and hashes rows."""
 
 # pyright: basic, reportMissingImports=none
 # numba publishes no types, and what it compiles is typed by the signature.
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from batch_platform.kernels.forest.kernels import OPTIONS, make_ready
 
-_TOGETHER = 4  # edges
 _BLOCK = 2048  # values that stay in the cache from edge to edge
 _SLOTS_SHIFT = 52  # leaves 12 bits of a hash to find a slot
 _VALUES = types.Array(types.float64, 1, "C", readonly=True)
@@ -26,32 +25,23 @@ _MIXED = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio: the upper bits of a 
 
 @numba.njit(**OPTIONS)
 def _count(values, edges, reached):  # noqa: ANN001, ANN202 - typed by the signature
-    for at in range(0, len(edges), 4):
-        first, second, third, fourth = edges[at], edges[at + 1], edges[at + 2], edges[at + 3]
-        of_first, of_second, of_third, of_fourth = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-        for row in range(len(values)):
-            value = values[row]
-            of_first += value >= first
-            of_second += value >= second
-            of_third += value >= third
-            of_fourth += value >= fourth
-        reached[at], reached[at + 1], reached[at + 2], reached[at + 3] = of_first, of_second, of_third, of_fourth
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        for at in range(len(edges)):
+            edge, count = edges[at], np.int64(0)
+            for row in range(len(block)):
+                count += block[row] >= edge
+            reached[at] += count
 
 
 @numba.njit(**OPTIONS)
 def _place(values, edges, cells):  # noqa: ANN001, ANN202 - typed by the signature
     for start in range(0, len(values), _BLOCK):
         block, own = values[start : start + _BLOCK], cells[start : start + _BLOCK]
-        for at in range(0, len(edges), 4):
-            first, second, third, fourth = edges[at], edges[at + 1], edges[at + 2], edges[at + 3]
+        for at in range(len(edges)):
+            edge = edges[at]
             for row in range(len(block)):
-                value = block[row]
-                own[row] += (
-                    np.int64(value >= first)
-                    + np.int64(value >= second)
-                    + np.int64(value >= third)
-                    + np.int64(value >= fourth)
-                )
+                own[row] += np.uint8(block[row] >= edge)
 
 
 @numba.njit(**OPTIONS)
@@ -85,7 +75,7 @@ def _add_mixed(numbers, factor, totals):  # noqa: ANN001, ANN202 - typed by the 
 
 
 def add_mixed(numbers: NDArray[np.float64], factor: int, totals: NDArray[np.uint64]) -> None:
-    """Add the mixed bits of each number [n], times a factor, to a total for each; as `monitoring.rows.add_mixed` does."""
+    """Add the mixed bits of each number [n], times a factor, to a total for each; as `monitoring.profiles.add_mixed` does."""
     make_ready(_add_mixed, _VALUES, types.uint64, _TOTALS)
     _add_mixed(np.ascontiguousarray(numbers), np.uint64(factor), totals)
 
@@ -93,17 +83,16 @@ def add_mixed(numbers: NDArray[np.float64], factor: int, totals: NDArray[np.uint
 def at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
     """Count the values [n], none of them NaN, that reach each edge."""
     make_ready(_count, _VALUES, _VALUES, _COUNTS)
-    padded = _padded(edges)
-    reached = np.zeros(len(padded), dtype=np.int64)
-    _count(np.ascontiguousarray(values), padded, reached)
-    return reached[: len(edges)].tolist()
+    reached = np.zeros(len(edges), dtype=np.int64)
+    _count(np.ascontiguousarray(values), np.array(edges, dtype=np.float64), reached)
+    return reached.tolist()
 
 
 def cells_of(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.uint8]:
     """Count the edges, at most 254, that each value [n] reaches."""
     make_ready(_place, _VALUES, _VALUES, _CELLS)
     cells = np.zeros(len(values), dtype=np.uint8)
-    _place(np.ascontiguousarray(values), _padded(edges), cells)
+    _place(np.ascontiguousarray(values), np.array(edges, dtype=np.float64), cells)
     return cells
 
 
@@ -125,10 +114,3 @@ def crossed(codes: NDArray[np.int64], values: int, cells: NDArray[np.uint8], wid
     counts = np.zeros((values, width), dtype=np.int64)
     _cross(codes, cells, counts)
     return counts
-
-
-def _padded(edges: Sequence[float]) -> NDArray[np.float64]:
-    """The edges with further ones that no value reaches, so that their number is a multiple of _TOGETHER."""
-    padded = np.full(-(-len(edges) // _TOGETHER) * _TOGETHER, np.nan)
-    padded[: len(edges)] = edges
-    return padded

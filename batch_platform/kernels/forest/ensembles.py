@@ -113,6 +113,38 @@ class Parts:
     ensemble: Ensemble
 
 
+def require_sound(ensemble: Ensemble) -> None:
+    """Raise MalformedError if an index leads out of a tree, or a tree out of the columns and outputs of its ensemble."""
+    outputs = len(ensemble.start.row)
+    for at, tree in enumerate(ensemble.trees):
+        if (problem := _problem(tree, ensemble.features, outputs)) is not None:
+            msg = f"tree {at} {problem}"
+            raise MalformedError(msg)
+
+
+def _problem(tree: Tree, features: int, outputs: int) -> str | None:
+    inner = tree.left >= 0
+    by_node = (tree.feature, tree.threshold, tree.right, tree.missing_left, tree.value, tree.left_set, tree.cover)
+    if any(len(values) != len(tree.left) for values in by_node):
+        return "has lists of different lengths"
+    if (tree.left < LEAF).any() or not _forms_tree(tree.left, tree.right, inner):
+        return "has nodes that lie outside of it, or that several nodes lead to"
+    if not is_within(tree.feature[inner], features):
+        return f"splits by a column beyond its {features}"
+    if (tree.left_set >= len(tree.left_sets)).any():
+        return "splits by sets of categories that it does not hold"
+    if not 0 <= tree.output <= outputs - tree.value.shape[1]:
+        return f"adds to outputs beyond its {outputs}"
+    return None
+
+
+def _forms_tree(left: NDArray[np.int64], right: NDArray[np.int64], inner: NDArray[np.bool_]) -> bool:
+    """Return whether every path from the root, the first node, ends at a leaf: no cycle, no second parent, no child outside."""
+    children = np.concatenate([left[inner], right[inner]])
+    lies_inside = is_within(children - 1, len(left) - 1)
+    return len(left) > 0 and lies_inside and len(np.unique(children)) == len(children)
+
+
 LinkName = Literal[
     "value", "values", "probability", "probabilities", "softmax", "C softmax", "exponential", "C exponential"
 ]

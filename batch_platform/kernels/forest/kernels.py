@@ -1,9 +1,9 @@
 """The compiled code that evaluates flat arrays of trees, on any number of threads at once.
 
 Rows become ranks: the position of a value among the thresholds that the ensemble tests for its feature. From then on only small
-integers are compared, sixty-four rows at a time. Nothing here knows estimators. Everything that a kernel calls is in this one file, and
-each function has one signature: numba finds compiled code by the file it came from, and processes that compile at the same time must
-not give two things one name.
+integers are compared, sixty-four rows at a time. Nothing here knows estimators. All compiled functions that a kernel calls are in
+this one file, and each has one signature: numba finds compiled code by the file it came from, and processes that compile at the same
+time must not give two things one name.
 """
 
 # pyright: basic, reportMissingImports=none
@@ -119,14 +119,14 @@ def _vector(bits: int, lanes: int = LANES) -> ir.VectorType:
     return ir.VectorType(ir.IntType(bits), lanes)
 
 
-def _everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
+def everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     """A vector of one value."""
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_vector(32, lanes), [0] * lanes))
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:
+def pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:
     """The address of an array's element, as the address of a vector."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
@@ -148,9 +148,9 @@ def _clear_above(_, alive, ranks, at, cut, keep):
 
     def generate(context, builder, signature, arguments):
         before, array, start, threshold, mask = arguments
-        rank = builder.load(_pointer(context, builder, ranks, array, start, _vector(16)), align=2)
-        right = builder.icmp_unsigned(">", rank, _everywhere(builder, threshold))
-        return builder.select(right, builder.and_(before, _everywhere(builder, mask)), before)
+        rank = builder.load(pointer(context, builder, ranks, array, start, _vector(16)), align=2)
+        right = builder.icmp_unsigned(">", rank, everywhere(builder, threshold))
+        return builder.select(right, builder.and_(before, everywhere(builder, mask)), before)
 
     return alive(alive, ranks, types.intp, types.uint16, types.Integer(f"uint{alive.bits}")), generate
 
@@ -161,13 +161,13 @@ def _clear_members(_, alive, ranks, at, word, members, keep):
 
     def generate(context, builder, signature, arguments):
         before, array, start, number, bits, mask = arguments
-        code = builder.load(_pointer(context, builder, ranks, array, start, _vector(16)), align=2)
-        place = builder.sub(code, _everywhere(builder, builder.shl(number, ir.IntType(16)(6))))
+        code = builder.load(pointer(context, builder, ranks, array, start, _vector(16)), align=2)
+        place = builder.sub(code, everywhere(builder, builder.shl(number, ir.IntType(16)(6))))
         inside = builder.icmp_unsigned("<", place, ir.Constant(_vector(16), [64] * LANES))
         shift = builder.zext(builder.and_(place, ir.Constant(_vector(16), [63] * LANES)), _vector(64))
-        member = builder.trunc(builder.lshr(_everywhere(builder, bits), shift), _vector(1))
+        member = builder.trunc(builder.lshr(everywhere(builder, bits), shift), _vector(1))
         right = builder.and_(inside, member)
-        return builder.select(right, builder.and_(before, _everywhere(builder, mask)), before)
+        return builder.select(right, builder.and_(before, everywhere(builder, mask)), before)
 
     kept = types.Integer(f"uint{alive.bits}")
     return alive(alive, ranks, types.intp, types.uint16, types.uint64, kept), generate
@@ -184,7 +184,7 @@ def _store_exits(_, alive, exits):
         first = builder.call(count, [before, ir.IntType(1)(1)])
         if alive.bits > exits.dtype.bitwidth:
             first = builder.trunc(first, _vector(32))
-        builder.store(first, _pointer(context, builder, exits, array, ir.IntType(64)(0), _vector(32)), align=4)
+        builder.store(first, pointer(context, builder, exits, array, ir.IntType(64)(0), _vector(32)), align=4)
         return context.get_dummy_value()
 
     return types.void(alive, exits), generate
@@ -197,8 +197,8 @@ def _count_below(_, cuts, at, value):
     def generate(context, builder, signature, arguments):
         array, start, scalar = arguments
         vector = ir.VectorType(ir.DoubleType(), FAN)
-        loaded = builder.load(_pointer(context, builder, cuts, array, start, vector), align=8)
-        below = builder.fcmp_ordered("<", loaded, _everywhere(builder, scalar, FAN))
+        loaded = builder.load(pointer(context, builder, cuts, array, start, vector), align=8)
+        below = builder.fcmp_ordered("<", loaded, everywhere(builder, scalar, FAN))
         return builder.zext(builder.ctpop(builder.bitcast(below, ir.IntType(FAN))), ir.IntType(64))
 
     return types.int64(cuts, types.intp, types.float64), generate

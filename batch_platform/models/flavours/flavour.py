@@ -23,10 +23,9 @@ from batch_platform.declaration.errors import (
     did_you_mean,
     require_local,
 )
-from batch_platform.kernels.blocks import in_blocks
 from batch_platform.kernels.forest.ensembles import Ensemble, Finish, Link, Parts
 from batch_platform.kernels.native_threads import one_thread
-from batch_platform.kernels.predictor import Predictor
+from batch_platform.kernels.predictor import Predictor, in_blocks
 from batch_platform.models.contract import Contract, ForeignModel, Signature
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.declaration.extras import needed
-from batch_platform.kernels.blocks import in_blocks
+from batch_platform.declaration.importing import needed
+from batch_platform.kernels.predictor import in_blocks
 from batch_platform.models.contract import BINARY, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import Flavour, Transform, as_scores
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps

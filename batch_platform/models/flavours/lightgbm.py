@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.extras import needed
-from batch_platform.kernels.forest.boosters import read_lightgbm
-from batch_platform.kernels.forest.structure import malformed
+from batch_platform.declaration.importing import needed
+from batch_platform.kernels.forest.estimators import malformed, read_lightgbm
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import STOPPING, BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps

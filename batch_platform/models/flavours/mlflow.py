@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.declaration.redaction import redact
 from batch_platform.models.contract import Contract, ForeignModel, Input, InputKind, Signature, decoded
 from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns

@@ -14,8 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, listed
-from batch_platform.declaration.extras import needed
-from batch_platform.kernels.blocks import BLOCK_ROWS, in_blocks
+from batch_platform.declaration.importing import needed
+from batch_platform.kernels.predictor import BLOCK_ROWS, in_blocks
 from batch_platform.models.contract import (
     BINARY,
     ClassLabel,

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, did_you_mean, listed
-from batch_platform.declaration.functions import import_function, source_code
+from batch_platform.declaration.importing import import_function, source_code
 from batch_platform.declaration.notation import DOTTED
 from batch_platform.models.contract import ForeignModel, Signature, decoded
 from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns

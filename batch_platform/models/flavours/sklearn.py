@@ -23,13 +23,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, TrainingRefusedError, listed
-from batch_platform.kernels.blocks import in_blocks
 from batch_platform.kernels.forest.ensembles import Parts
-from batch_platform.kernels.forest.estimators import read_estimator
-from batch_platform.kernels.forest.structure import malformed_estimator
-from batch_platform.kernels.linear.arrays import LINEAR_FILE, Linear, LinearPredictor, linear_file, read_linear
-from batch_platform.kernels.linear.estimators import as_linear
-from batch_platform.kernels.predictor import Predictor
+from batch_platform.kernels.forest.estimators import malformed_estimator, read_estimator
+from batch_platform.kernels.linear import LINEAR_FILE, Linear, LinearPredictor, as_linear, linear_file, read_linear
+from batch_platform.kernels.predictor import Predictor, in_blocks
 from batch_platform.models.contract import BINARY, Contract, ForeignModel, Input, Signature, Task, decoded
 from batch_platform.models.flavours.flavour import Flavour, Transform, weight_option
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, WrongUseError
-from batch_platform.declaration.extras import needed
-from batch_platform.kernels.forest.boosters import read_xgboost
+from batch_platform.declaration.importing import needed
 from batch_platform.kernels.forest.ensembles import Ensemble, require
-from batch_platform.kernels.forest.structure import malformed
+from batch_platform.kernels.forest.estimators import malformed, read_xgboost
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps

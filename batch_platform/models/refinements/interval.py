@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, counted
-from batch_platform.declaration.extras import needed
+from batch_platform.declaration.importing import needed
 from batch_platform.models.estimate_basis import error_tree
 from batch_platform.models.refinements.refinement import Batch, Check, Learned, Refinement, Unseen
 from batch_platform.monitoring.outcomes import HIGH, LOW, PARTITION, Outcomes

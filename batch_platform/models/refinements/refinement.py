@@ -15,11 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError
-from batch_platform.declaration.reasons import Reasons
+from batch_platform.declaration.predictions import DECISION, Decide, Reasons
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.history import TrainingData
 from batch_platform.kernels.predictor import Predictor
-from batch_platform.models.contract import Signature
+from batch_platform.models.contract import BINARY, ClassLabel, Signature
+from batch_platform.monitoring.decisions import rule_of
 from batch_platform.monitoring.outcomes import CLASSIFICATION, Outcomes
 
 # What a refinement has learned: numbers, texts, arrays of numbers, and lists and dicts of these. It is kept as JSON, from which a
@@ -176,3 +177,32 @@ def _with_arrays(value: Any) -> Any:
         numbers = bool(value) and all(type(inner) in (int, float) for inner in value)
         return np.array(value, dtype=np.float64) if numbers else [_with_arrays(inner) for inner in value]
     return value
+
+
+def decision_column(
+    declared: Decide, probabilities: NDArray[Any], task: str, classes: Sequence[ClassLabel]
+) -> pl.Series:
+    """The decision on each row: of two classes whether to act on it, of several the class; null under `top`.
+
+    Raises:
+        DataError: The rule does not fit the model.
+    """
+    decided = rule_of(declared, task, classes).decided(probabilities)
+    if decided is None:
+        return pl.repeat(None, len(probabilities), dtype=pl.Boolean, eager=True).alias(DECISION)
+    if len(classes) == BINARY:
+        return pl.Series(DECISION, decided == 1)
+    return pl.Series(np.array(classes)).gather(decided.astype(np.uint32)).alias(DECISION)
+
+
+def may_be_selected(
+    declared: Decide, probabilities: NDArray[Any], task: str, classes: Sequence[ClassLabel]
+) -> pl.Series:
+    """Mask of the rows of a batch that are acted on or, under `top`, may be; of several classes, every row."""
+    if declared.top is not None:
+        # Of a share, the partition has more rows than the batch, and any of these may be among the highest.
+        most = declared.top if isinstance(declared.top, int) else len(probabilities)
+        scores = probabilities[:, 1].astype(np.float64)
+        return pl.Series(scores >= np.sort(scores)[-min(most, len(scores))] if len(scores) else scores > 0)
+    decided = decision_column(declared, probabilities, task, classes)
+    return decided if decided.dtype == pl.Boolean else pl.repeat(value=True, n=len(decided), eager=True)

@@ -7,24 +7,30 @@ declared stay as they are.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
-from batch_platform.monitoring.markdown import markdown, table
-from batch_platform.monitoring.measure import Check, Commits, Finding, Measure, ScoredPart
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.measure import (
+    ChallengerRun,
+    Check,
+    Commits,
+    Finding,
+    ScoredMeasure,
+    ScoredPart,
+    StagedChallenger,
+    markdown,
+    table,
+)
 from batch_platform.warehouse.descriptions import OF_PARTITION, Description
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import Change, ScoreRun, changes_of, create_table, insert
+from batch_platform.warehouse.ledger import Change, ScoreRun, changes_of, create_table, insert, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 from batch_platform.warehouse.tables_in_files import (
     CHALLENGER_SCORES,
     NewRows,
-    StagedFile,
     lost_challengers,
     replace_partitions,
 )
@@ -35,36 +41,6 @@ NONE_FAILS = (
     "its reason and gives a warning here; production continues without it."
 )
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ChallengerRun:
-    """The result of a challenger for a partition: it scored or rejected every row that the champion scored, or it failed."""
-
-    partition_key: str
-    challenger: str
-    model_version: str | None  # None if the version could not be determined
-    champion_version: str  # the version that scored the partition
-    rows_in: int  # rows that the champion scored
-    rows_scored: int
-    rows_rejected: int  # rows that the challenger's own contract rejects
-    reasons: str  # rejected rows by reason, as JSON
-    rank_correlation: float | None
-    decisions_flipped: float | None  # share of rows
-    failure: str | None  # why it scored nothing; None if it did not fail
-    in_sample: bool  # whether its training data overlap the partition
-    scored_at: datetime
-    run_id: str
-
-
-@dataclass(frozen=True)
-class StagedChallenger:
-    """A challenger's part of the commit of a partition: its row, and the files with its scores, none if it failed."""
-
-    run: ChallengerRun
-    paths: Sequence[Path]
-    files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
-    decided: Mapping[Path, str] = field(default_factory=dict[Path, str])  # SQL conditions, see `rows_of_files`
 
 
 def replace_challengers(
@@ -104,7 +80,10 @@ def replace_challengers(
     new = NewRows(
         keys=sorted(touched),
         staged=[path for challenger in staged for path in challenger.paths],
-        files=_files(staged),
+        # Published as they are, of all challengers; or the rows are copied.
+        files=None
+        if any(challenger.files is None for challenger in staged)
+        else [file for challenger in staged for file in challenger.files or ()],
         by_challenger=by_challenger,
         decided={file: condition for challenger in staged for file, condition in challenger.decided.items()},
     )
@@ -122,27 +101,14 @@ def replace_challengers(
     return [*changes_of(of_touched, SCORES), *changes_of(of_touched, RUNS)]
 
 
-def _files(staged: Sequence[StagedChallenger]) -> list[StagedFile] | None:
-    """The files that are published as they are; None if the rows are copied, as they are of all challengers or of none."""
-    if any(challenger.files is None for challenger in staged):
-        return None
-    return [file for challenger in staged for file in challenger.files or ()]
-
-
 def read_challenger_runs(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str] | None = None
 ) -> list[ChallengerRun]:
     """The rows of challengers for some partitions, by default for all, ordered by partition and name."""
     if not has_table(con, pipeline, RUNS):
         return []
-    columns, chosen = ", ".join(item.name for item in fields(ChallengerRun)), "$keys IS NULL OR partition_key IN $keys"
-    query = f"SELECT {columns} FROM {_table(pipeline, RUNS)} WHERE {chosen} ORDER BY partition_key, challenger"
-    values = {"keys": None if partition_keys is None else list(partition_keys)}
-    return [ChallengerRun(*row) for row in con.execute(query, values).fetchall()]
-
-
-def _table(pipeline: str, table: str) -> str:
-    return f"{quoted(pipeline)}.{quoted(table)}"
+    rows = f"{quoted(pipeline)}.{RUNS} WHERE $keys IS NULL OR partition_key IN $keys ORDER BY partition_key, challenger"
+    return read_records(con, ChallengerRun, rows, {"keys": None if partition_keys is None else list(partition_keys)})
 
 
 def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
@@ -159,35 +125,6 @@ def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _stage(parts: Mapping[str, ScoredPart]) -> dict[str, tuple[ChallengerRun, ...]]:
-    return {key: tuple(staged.run for staged in part.challengers) for key, part in parts.items() if part.challengers}
-
-
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    return replace_challengers(con, commits.home, commits.runs, {key: part.challengers for key, part in parts.items()})
-
-
-def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, tuple[ChallengerRun, ...]]:
-    by_partition = defaultdict[str, list[ChallengerRun]](list)
-    for run in read_challenger_runs(con, commits.pipeline, commits.keys):
-        by_partition[run.partition_key].append(run)
-    return {key: tuple(runs) for key, runs in by_partition.items()}
-
-
-def _shown(runs: Sequence[ChallengerRun]) -> dict[str, Any]:
-    numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
-    rows = [
-        (
-            *(run.challenger, run.model_version or "-", f"{run.rows_scored:,}", f"{run.rows_rejected:,}"),
-            *("-" if value is None else f"{value:.4f}" for value in (run.rank_correlation, run.decisions_flipped)),
-            markdown(run.failure or ""),
-        )
-        for run in runs
-    ]
-    text = table(("challenger", "version", *numeric, "failure"), rows, numeric)
-    return {"challengers": text, **challenger_numbers(runs)}
-
-
 def _judge(runs: Sequence[ChallengerRun], _: str) -> Finding:
     failures = {f"{run.challenger}_failure": run.failure for run in runs if run.failure}
     return Finding("warn" if failures else "none", {**challenger_numbers(runs), **failures})
@@ -199,10 +136,12 @@ def _summary(by_partition: Mapping[str, Sequence[ChallengerRun]], _: Sequence[st
     return {"scored": f"{len(runs) - len(failed)}", "failed": listed(failed) or "none"}
 
 
-CHALLENGERS = Measure[tuple[ChallengerRun, ...]](
-    name="challengers",
-    description="How far each challenger agrees with the model that serves.",
-    tables={
+class Challengers(ScoredMeasure[tuple[ChallengerRun, ...]]):
+    """What each challenger made of a partition, and how far it agrees with the champion."""
+
+    name = "challengers"
+    description = "How far each challenger agrees with the model that serves."
+    tables: ClassVar = {
         RUNS: Description(
             "what a challenger did with a partition",
             {
@@ -212,10 +151,45 @@ CHALLENGERS = Measure[tuple[ChallengerRun, ...]](
                 "failure": "why it could not score; null if it did",
             },
         ),
-    },
-    stage=_stage,
-    replace=_replace,
-    read=_read,
-    shown=_shown,
-    check=lambda spec: Check(description=NONE_FAILS, judge=_judge, summary=_summary) if spec.challengers else None,
-)
+    }
+
+    def stage(self, parts: Mapping[str, ScoredPart]) -> dict[str, tuple[ChallengerRun, ...]]:
+        """The rows of staged challengers."""
+        return {
+            key: tuple(staged.run for staged in part.challengers) for key, part in parts.items() if part.challengers
+        }
+
+    def replace(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the scores and the rows of challengers."""
+        staged = {key: part.challengers for key, part in parts.items()}
+        return replace_challengers(con, commits.home, commits.runs, staged)
+
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, tuple[ChallengerRun, ...]]:
+        """The rows of challengers for committed partitions."""
+        by_partition = defaultdict[str, list[ChallengerRun]](list)
+        for run in read_challenger_runs(con, commits.pipeline, commits.keys):
+            by_partition[run.partition_key].append(run)
+        return {key: tuple(runs) for key, runs in by_partition.items()}
+
+    def shown(self, value: Sequence[ChallengerRun]) -> dict[str, Any]:
+        """A table with a row for each challenger, and their agreement."""
+        numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
+        rows = [
+            (
+                *(run.challenger, run.model_version or "-", f"{run.rows_scored:,}", f"{run.rows_rejected:,}"),
+                *("-" if value is None else f"{value:.4f}" for value in (run.rank_correlation, run.decisions_flipped)),
+                markdown(run.failure or ""),
+            )
+            for run in value
+        ]
+        text = table(("challenger", "version", *numeric, "failure"), rows, numeric)
+        return {"challengers": text, **challenger_numbers(value)}
+
+    def check(self, spec: PipelineSpec) -> Check[tuple[ChallengerRun, ...]] | None:
+        """Warn of challengers that failed."""
+        return Check(description=NONE_FAILS, judge=_judge, summary=_summary) if spec.challengers else None
+
+
+CHALLENGERS = Challengers()

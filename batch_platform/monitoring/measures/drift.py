@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 
-from batch_platform.declaration.errors import MOST_LISTED, counted, listed
-from batch_platform.declaration.monitored import Drift
+from batch_platform.declaration import monitored
+from batch_platform.declaration.errors import MOST_LISTED, counted, listed, number
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.drift import (
+from batch_platform.monitoring.divergence import (
+    OUTSIDE_MATTERS,
     UNUSUAL,
-    ColumnDrift,
     Divergence,
     Level,
     Moves,
@@ -24,11 +24,21 @@ from batch_platform.monitoring.drift import (
     has_moved,
     outside_share,
 )
-from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.markdown import Markdown, listing
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ScoredPart, rounded
+from batch_platform.monitoring.measure import (
+    ALARMS,
+    Aspect,
+    Check,
+    Commits,
+    Finding,
+    Markdown,
+    ScoredMeasure,
+    ScoredPart,
+    listing,
+    rounded,
+    table_of,
+)
 from batch_platform.monitoring.profiles import Profile
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.warehouse.descriptions import MODEL_VERSION, SEGMENT
 from batch_platform.warehouse.ledger import Change, ScoreRun, replace_records, rows_of_partitions
 
 COLUMNS, OF_SEGMENTS = "drift", "drift_by_segment"
@@ -50,21 +60,83 @@ class _Pair:
 
 
 @dataclass(frozen=True)
+class ColumnDrift:
+    """One column of a partition beside a baseline; a row of the table `drift`."""
+
+    partition_key: str
+    column_name: Annotated[str, "a feature, or the column of the predictions"]
+    role: Annotated[str, "feature or prediction"]
+    baseline: Annotated[
+        str, "reference: the training data of the version; former versions wrote previous and week_before too"
+    ]
+    baseline_partition: Annotated[str | None, "null; former versions wrote the partition that it is compared with"]
+    psi: Annotated[float, "population stability index"]
+    psi_by_chance: Annotated[float, "index that chance alone gives on average to so few rows"]
+    psi_usual: Annotated[
+        float | None,
+        "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
+    ]
+    p_value: Annotated[float, "probability of such a difference if nothing changed and rows are independent"]
+    jensen_shannon: Annotated[float, "Jensen-Shannon distance to the base of 2, from 0 to 1"]
+    ks: Annotated[float | None, "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text"]
+    null_share: Annotated[float, "share of the rows without a value"]
+    baseline_null_share: Annotated[float, "null_share of the baseline"]
+    unknown_share: Annotated[float, "share of the rows with a category that the model does not know"]
+    baseline_unknown_share: Annotated[float, "unknown_share of the baseline"]
+    mean: Annotated[float | None, "mean of the values; null for text"]
+    baseline_mean: Annotated[float | None, "mean of the baseline"]
+    outside_share: Annotated[float | None, "share of the values outside the range that training saw; null for text"]
+    baseline_outside_share: Annotated[float | None, "outside_share of the baseline; null if its cells are others"]
+    rows: Annotated[int, "rows of the partition"]
+    baseline_rows: Annotated[int, "rows of the baseline"]
+    level: Annotated[str | None, "none, warn or fail, as declared when it was scored; null where it is not judged"]
+    model_version: Annotated[str, MODEL_VERSION]
+    run_id: str
+
+    @property
+    def unusual(self) -> float:
+        """The index beyond what chance and the differences between partitions of the training data give."""
+        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
+
+    @property
+    def outside(self) -> str:
+        """The values outside the range in words; empty where there are no more than expected."""
+        expected = self.baseline_outside_share or 0.0
+        if self.outside_share is None or self.outside_share < expected + OUTSIDE_MATTERS:
+            return ""
+        return f"{self.outside_share:.1%} of values lie outside the range seen in training, {expected:.1%} expected"
+
+    @property
+    def changes(self) -> list[str]:
+        """The differences from the baseline, in words."""
+        changes = [self.outside] if self.outside else []
+        if self.null_share != self.baseline_null_share:
+            changes.append(f"null {self.null_share:.1%} instead of {self.baseline_null_share:.1%}")
+        if self.unknown_share != self.baseline_unknown_share:
+            changes.append(f"unknown {self.unknown_share:.1%} instead of {self.baseline_unknown_share:.1%}")
+        if self.mean is not None and self.baseline_mean is not None:
+            changes.append(f"mean {number(self.mean)} instead of {number(self.baseline_mean)}")
+        return changes
+
+
+@dataclass(frozen=True)
 class SegmentDrift:
     """The predictions of a segment of a partition beside those of the reference; a row of the table `drift_by_segment`."""
 
     partition_key: str
-    segment_column: str
-    segment: str | None  # value of the column as text
-    psi: float
-    psi_by_chance: float
-    # the highest one beyond chance among the partitions that no fit has seen, of the segment and of all rows; None where unknown
-    psi_usual: float | None
-    p_value: float
-    rows: int
-    baseline_rows: int
-    level: str | None  # None where it is not judged
-    model_version: str
+    segment_column: Annotated[str, SEGMENT["segment_column"]]
+    segment: Annotated[str | None, SEGMENT["segment"]]
+    psi: Annotated[float, "population stability index"]
+    psi_by_chance: Annotated[float, "index that chance alone gives on average to so few rows"]
+    psi_usual: Annotated[
+        float | None,
+        "highest index beyond chance among the partitions that no fit has seen, of the segment and of all rows; null where it is not known",
+    ]
+    p_value: Annotated[float, "probability of such a difference if nothing changed and rows are independent"]
+    rows: Annotated[int, "scored rows of the segment"]
+    baseline_rows: Annotated[int, "rows of the segment that the version was judged by"]
+    level: Annotated[str | None, "none, warn or fail, as declared when it was scored; null where it is not judged"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -128,25 +200,6 @@ def _replace_segments(
     return replace_records(con, commits.runs, OF_SEGMENTS, SegmentDrift, rows)
 
 
-def read_segment_alarms(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
-) -> dict[str, tuple[SegmentDrift, ...]]:
-    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
-    return rows_of_partitions(
-        con,
-        SegmentDrift,
-        pipeline,
-        OF_SEGMENTS,
-        partition_keys,
-        only="level IN ('warn', 'fail')",
-        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
-    )
-
-
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    return [*_replace_columns(con, commits, parts), *_replace_segments(con, commits, parts)]
-
-
 def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
     """Replace how far the columns of the committed partitions are from the reference of their version."""
     pairs = list[_Pair]()
@@ -168,6 +221,21 @@ def _replace_columns(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Ma
     return replace_records(con, commits.runs, COLUMNS, ColumnDrift, rows)
 
 
+def read_segment_alarms(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[SegmentDrift, ...]]:
+    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
+    return rows_of_partitions(
+        con,
+        SegmentDrift,
+        pipeline,
+        OF_SEGMENTS,
+        partition_keys,
+        only="level IN ('warn', 'fail')",
+        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
+    )
+
+
 def read_drift(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[ColumnDrift, ...]]:
@@ -185,7 +253,7 @@ def score_not_judged(rows: Sequence[ColumnDrift]) -> str | None:
     return f"score: not judged, because {judged.model_version} has no known scores of rows that it had not seen"
 
 
-def _row(pair: _Pair, divergence: Divergence, declared: Drift | None) -> ColumnDrift:
+def _row(pair: _Pair, divergence: Divergence, declared: monitored.Drift | None) -> ColumnDrift:
     run, profile, base, level = pair.run, pair.profile, pair.base, None
     if declared is not None and profile.name not in declared.ignore:
         level = divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
@@ -260,11 +328,65 @@ class PartitionDrift:
         return "fail" if any(row.level == "fail" for row in alarms) else "warn" if alarms else "none"
 
 
-def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
-    columns = read_drift(con, commits.pipeline, commits.keys)
-    alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
-    keys = {run.partition_key: run for run in commits.runs}
-    return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
+class Drift(ScoredMeasure[PartitionDrift]):
+    """The distance of each column of a partition, and of its predictions by segment, from the reference of its version."""
+
+    name = "drift"
+    description = "How far the features and the predictions of each partition are from their baselines."
+    asset = "drift"
+    tables: ClassVar = {
+        COLUMNS: table_of(ColumnDrift, "how far a column of a partition is from a baseline"),
+        OF_SEGMENTS: table_of(
+            SegmentDrift,
+            "how far the predictions of a segment of a partition are from those of the same segment in the reference",
+        ),
+    }
+
+    def replace(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the rows of columns and of segments, from the profiles alone."""
+        return [*_replace_columns(con, commits, parts), *_replace_segments(con, commits, parts)]
+
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, PartitionDrift]:
+        """The drift of committed partitions."""
+        columns = read_drift(con, commits.pipeline, commits.keys)
+        alarms = read_segment_alarms(con, commits.pipeline, commits.keys)
+        keys = {run.partition_key: run for run in commits.runs}
+        return {key: PartitionDrift(run, columns.get(key, ()), alarms.get(key, ())) for key, run in keys.items()}
+
+    def shown(self, value: PartitionDrift) -> dict[str, Any]:
+        """The worst columns first, and numbers to plot; nothing where no column is judged."""
+        if not value.judged:
+            return {}
+        levels = [row.level for row in value.judged]
+        metadata: dict[str, Any] = {
+            "the_worst": _most_drifted(value.judged),
+            **rounded({WORST_INDEX: value.judged[0].unusual}),
+            "columns_over_warn": len(value.alarming),
+            "columns_over_fail": levels.count("fail"),
+        }
+        reason = score_not_judged(value.columns)
+        return metadata | ({"not_judged": reason} if reason else {})
+
+    def check(self, spec: PipelineSpec) -> Check[PartitionDrift] | None:
+        """Judge the columns and segments by the declared limits."""
+        declared = spec.monitoring.drift
+        if declared is None:
+            return None
+        return Check(
+            description=(
+                "Features and predictions are like the data that the version learned from (of an imported model, the rows before its "
+                "serving period). A column gives a warning where its population "
+                f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
+                f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
+                "comes first, and the index of each is plotted; the table `drift` has all measures. The "
+                "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
+                "training data; the worst one is named, and the table `drift_by_segment` has all of them."
+            ),
+            judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
+            summary=_summary,
+        )
 
 
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
@@ -282,41 +404,7 @@ def _most_drifted(worst_first: Sequence[ColumnDrift]) -> Markdown:
     return listing(("column", REFERENCE), {row.column_name: drifted(row) for row in worst_first[:MOST_LISTED]})
 
 
-def _shown(drift: PartitionDrift) -> dict[str, Any]:
-    """The worst columns first, and numbers to plot; nothing where no column is judged."""
-    if not drift.judged:
-        return {}
-    levels = [row.level for row in drift.judged]
-    metadata: dict[str, Any] = {
-        "the_worst": _most_drifted(drift.judged),
-        **rounded({WORST_INDEX: drift.judged[0].unusual}),
-        "columns_over_warn": len(drift.alarming),
-        "columns_over_fail": levels.count("fail"),
-    }
-    reason = score_not_judged(drift.columns)
-    return metadata | ({"not_judged": reason} if reason else {})
-
-
-def _check(spec: PipelineSpec) -> Check[PartitionDrift] | None:
-    declared = spec.monitoring.drift
-    if declared is None:
-        return None
-    return Check(
-        description=(
-            "Features and predictions are like the data that the version learned from (of an imported model, the rows before its "
-            "serving period). A column gives a warning where its population "
-            f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
-            f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
-            "comes first, and the index of each is plotted; the table `drift` has all measures. The "
-            "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
-            "training data; the worst one is named, and the table `drift_by_segment` has all of them."
-        ),
-        judge=lambda drift, _: Finding(drift.level, _judged(drift, declared)),
-        summary=_summary,
-    )
-
-
-def _judged(drift: PartitionDrift, declared: Drift) -> dict[str, Any]:
+def _judged(drift: PartitionDrift, declared: monitored.Drift) -> dict[str, Any]:
     judged, alarming, alarms = drift.judged, drift.alarming, drift.segment_alarms
     if not judged:
         return {"not_judged": _not_judged(drift, declared)}
@@ -347,7 +435,7 @@ def _summary(by_partition: Mapping[str, PartitionDrift], failed: Sequence[str]) 
     }
 
 
-def _not_judged(drift: PartitionDrift, declared: Drift) -> str:
+def _not_judged(drift: PartitionDrift, declared: monitored.Drift) -> str:
     """Say why no column of a partition is judged."""
     if not drift.run.rows_scored:
         return "no row was scored"
@@ -386,57 +474,4 @@ def _moves(spec: PipelineSpec, row: ColumnDrift) -> list[str]:
     return [row.outside] if row.outside else []
 
 
-DRIFT = Measure[PartitionDrift](
-    name="drift",
-    description="How far the features and the predictions of each partition are from their baselines.",
-    tables={
-        COLUMNS: Description(
-            "how far a column of a partition is from a baseline",
-            {
-                **OF_PARTITION,
-                "column_name": "a feature, or the column of the predictions",
-                "role": "feature or prediction",
-                "baseline": "reference: the training data of the version; former versions wrote previous and week_before too",
-                "baseline_partition": "null; former versions wrote the partition that it is compared with",
-                "psi": "population stability index",
-                "psi_by_chance": "index that chance alone gives on average to so few rows",
-                "psi_usual": "highest index beyond chance among the partitions of the training data, and more where they are few; null where it is not known",
-                "p_value": "probability of such a difference if nothing changed and rows are independent",
-                "jensen_shannon": "Jensen-Shannon distance to the base of 2, from 0 to 1",
-                "ks": "Kolmogorov-Smirnov distance of the values, from 0 to 1; null for text",
-                "null_share": "share of the rows without a value",
-                "unknown_share": "share of the rows with a category that the model does not know",
-                "outside_share": "share of the values outside the range that training saw; null for text",
-                "mean": "mean of the values; null for text",
-                "rows": "rows of the partition",
-                "baseline_null_share": "null_share of the baseline",
-                "baseline_unknown_share": "unknown_share of the baseline",
-                "baseline_outside_share": "outside_share of the baseline; null if its cells are others",
-                "baseline_mean": "mean of the baseline",
-                "baseline_rows": "rows of the baseline",
-                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
-                "model_version": MODEL_VERSION,
-            },
-        ),
-        OF_SEGMENTS: Description(
-            "how far the predictions of a segment of a partition are from those of the same segment in the reference",
-            {
-                **OF_PARTITION,
-                **SEGMENT,
-                "psi": "population stability index",
-                "psi_by_chance": "index that chance alone gives on average to so few rows",
-                "psi_usual": "highest index beyond chance among the partitions that no fit has seen, of the segment and of all rows; null where it is not known",
-                "p_value": "probability of such a difference if nothing changed and rows are independent",
-                "rows": "scored rows of the segment",
-                "baseline_rows": "rows of the segment that the version was judged by",
-                "level": "none, warn or fail, as declared when it was scored; null where it is not judged",
-                "model_version": MODEL_VERSION,
-            },
-        ),
-    },
-    replace=_replace,
-    read=_read,
-    shown=_shown,
-    check=_check,
-    on="drift",
-)
+DRIFT = Drift()

@@ -5,22 +5,31 @@ Made from the profiles alone; an evaluation adds what came true.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 import polars as pl
 
-from batch_platform.monitoring.estimates import ESTIMATED, Expectation, TrackRecord, estimates
-from batch_platform.monitoring.markdown import table
-from batch_platform.monitoring.measure import Commits, Measure, ScoredPart, ScoredPartition, rounded
+from batch_platform.declaration.errors import counted
+from batch_platform.monitoring.measure import (
+    Commits,
+    ScoredMeasure,
+    ScoredPart,
+    ScoredPartition,
+    rounded,
+    table,
+    table_of,
+)
 from batch_platform.monitoring.measures.performance import PERFORMANCE, labelled_outcomes
 from batch_platform.monitoring.metrics import measure
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, SEGMENT, Description
+from batch_platform.monitoring.reference import ESTIMATED, Expectation, estimates
+from batch_platform.warehouse.descriptions import MODEL_VERSION, SEGMENT
 from batch_platform.warehouse.ledger import Change, ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
 OF_SEGMENTS = "estimates_by_segment"
 REALISED = "realised_by_segment"
+_INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
 _REALISED = {"segment_column": pl.String, "segment": pl.String, "metric": pl.String, "value": pl.Float64}
 
 
@@ -29,13 +38,15 @@ class EstimatedMetric:
     """A metric of a partition as it was expected; a row of the table `estimates`."""
 
     partition_key: str
-    metric: str
-    estimate: float
-    low: float
-    high: float
-    realised: float | None  # None until labels are known, and where the model has learned from them
-    rows: int
-    model_version: str
+    metric: Annotated[str, "name of the metric"]
+    estimate: Annotated[float, "its expected value"]
+    low: Annotated[float, "start of the interval in which 95 of 100 values are expected to come true"]
+    high: Annotated[float, "end of the interval"]
+    realised: Annotated[
+        float | None, "what came true; null until labels are known, and where the model has learned from the partition"
+    ]
+    rows: Annotated[int, "scored rows"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -48,27 +59,157 @@ class EstimatedMetric:
 class EstimatedSegmentMetric(EstimatedMetric):
     """A metric of a segment of a partition as it was expected; a row of the table `estimates_by_segment`."""
 
-    segment_column: str
-    segment: str | None  # value of the column as text
+    rows: Annotated[int, "scored rows of the segment"]
+    segment_column: Annotated[str, SEGMENT["segment_column"]]
+    segment: Annotated[str | None, SEGMENT["segment"]]
 
 
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
-    for run in commits.runs:
-        part = parts[run.partition_key]
-        counted = next((profile for profile in part.profiles if profile.role == "estimate"), None)
-        reference = None if counted is None else commits.reference_of(run)
-        if counted is None or reference is None or reference.basis is None:
-            continue
-        expectation = reference.basis.expectation
-        rows += _rows(run, expectation, counted.histogram)
-        for column, by_value in reference.named(part.by_segment).of("estimate").items():
-            for segment, histogram in by_value.items():
-                of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
-    return [
-        *replace_records(con, commits.runs, ESTIMATES.name, EstimatedMetric, rows),
-        *replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments),
-    ]
+@dataclass(frozen=True)
+class TrackRecord:
+    """The distance of estimates of a metric from what came true, in partitions that their models had not learned from."""
+
+    metric: str
+    partitions: int
+    mean_error: float  # mean absolute difference
+    within: float  # share of the partitions in which the interval held what came true
+
+    @property
+    def partitions_within(self) -> int:
+        """The number of partitions in which the interval held what came true."""
+        return round(self.within * self.partitions)
+
+    def __str__(self) -> str:
+        """Say how far to believe an estimate."""
+        of = counted(self.partitions, "partition")
+        return f"off by {self.mean_error:.4f} on average in {of}, {self.within:.0%} within the interval"
+
+
+def estimated_metric(judged_by: str, estimated: Collection[str]) -> str | None:
+    """The estimated metric to show of a model that is judged by a metric: the same, or another; None where there is none."""
+    return next((metric for metric in (judged_by, *_INSTEAD) if metric in estimated), None)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The estimates of a partition, and how far those of all partitions were off so far."""
+
+    metrics: tuple[EstimatedMetric, ...]
+    records: Mapping[str, TrackRecord]  # record of each metric
+
+
+class Estimates(ScoredMeasure[Estimated]):
+    """The expected performance of a partition and of its segments before labels are known; an evaluation adds what came true."""
+
+    name = "estimates"
+    description = "How good the predictions of each partition are expected to be before their labels are known."
+    tables: ClassVar = {
+        "estimates": table_of(
+            EstimatedMetric, "a metric of a partition as it was expected before its labels were known"
+        ),
+        OF_SEGMENTS: table_of(EstimatedSegmentMetric, "the same for each value of the columns in monitoring.segments"),
+    }
+
+    def replace(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the estimates of committed partitions, made from their profiles alone."""
+        rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
+        for run in commits.runs:
+            part = parts[run.partition_key]
+            counted = next((profile for profile in part.profiles if profile.role == "estimate"), None)
+            reference = None if counted is None else commits.reference_of(run)
+            if counted is None or reference is None or reference.basis is None:
+                continue
+            expectation = reference.basis.expectation
+            rows += _rows(run, expectation, counted.histogram)
+            for column, by_value in reference.named(part.by_segment).of("estimate").items():
+                for segment, histogram in by_value.items():
+                    of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
+        return [
+            *replace_records(con, commits.runs, self.name, EstimatedMetric, rows),
+            *replace_records(con, commits.runs, OF_SEGMENTS, EstimatedSegmentMetric, of_segments),
+        ]
+
+    def beside(self, partition: ScoredPartition) -> dict[str, pl.DataFrame]:
+        """The metrics that are estimated too, of each segment of a partition that the model has not learned from."""
+        if partition.in_sample or not partition.segments or not partition.labelled.height:
+            return {}
+        segments = partition.read_segments()
+        if segments is None:
+            return {}
+        outcomes, key, realised = (
+            labelled_outcomes(partition),
+            list(partition.key),
+            list[tuple[str, str | None, str, float]](),
+        )
+        rows = partition.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
+        for column in (name for name in partition.segments if name in segments.columns):
+            places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
+            for (segment,), of_segment in places.group_by("value", maintain_order=True):
+                values = measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED)
+                name = None if segment is None else str(segment)
+                realised += [(column, name, metric, value) for metric, value in values.items()]
+        return {REALISED: pl.DataFrame(realised, schema=_REALISED, orient="row")}
+
+    def settle(
+        self, con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], rows: Mapping[str, pl.DataFrame]
+    ) -> None:
+        """Record what came true of the estimates of evaluated partitions.
+
+        The metrics of whole partitions are read from `performance`; `rows` has those of segments.
+        """
+        if not keys or not has_table(con, pipeline, self.name):
+            return
+        estimates_table, measured = (f"{quoted(pipeline)}.{name}" for name in (self.name, PERFORMANCE.name))
+        con.execute(
+            f"""
+            UPDATE {estimates_table} SET realised = (
+                SELECT p.value FROM {measured} AS p
+                WHERE p.partition_key = {estimates_table}.partition_key AND p.metric = {estimates_table}.metric
+                  AND p.model_version = {estimates_table}.model_version AND p.challenger IS NULL AND NOT p.in_sample
+            ) WHERE partition_key IN $keys
+            """,
+            {"keys": list(keys)},
+        )
+        note_partitions(con, pipeline, self.name, sorted(keys))
+        if not has_table(con, pipeline, OF_SEGMENTS):
+            return
+        estimates_table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
+        con.register("of_segments", rows.get(REALISED, pl.DataFrame(schema={"partition_key": pl.String, **_REALISED})))
+        con.execute(
+            f"""
+            UPDATE {estimates_table} SET realised = (
+                SELECT s.value FROM of_segments AS s
+                WHERE s.partition_key = {estimates_table}.partition_key AND s.metric = {estimates_table}.metric
+                  AND s.segment_column = {estimates_table}.segment_column AND s.segment IS NOT DISTINCT FROM {estimates_table}.segment
+            ) WHERE partition_key IN $keys
+            """,
+            {"keys": list(keys)},
+        )
+        con.unregister("of_segments")
+        note_partitions(con, pipeline, OF_SEGMENTS, sorted(keys))
+
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, Estimated]:
+        """The estimates of committed partitions."""
+        records = track_records(con, commits.pipeline)
+        by_partition = read_estimates(con, commits.pipeline, commits.keys)
+        return {key: Estimated(metrics, records) for key, metrics in by_partition.items()}
+
+    def shown(self, value: Estimated) -> dict[str, Any]:
+        """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
+        numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in value.metrics}
+        rows = [
+            (
+                *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
+                str(value.records.get(estimate.metric, "none has come true yet")),
+            )
+            for estimate in value.metrics
+        ]
+        text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
+        return {**rounded(numbers), "estimates": text}
+
+
+ESTIMATES = Estimates()
 
 
 def _rows(
@@ -89,63 +230,6 @@ def _rows(
             model_version=run.model_version,
             run_id=run.run_id,
         )
-
-
-def _realised_by_segment(scored: ScoredPartition) -> dict[str, pl.DataFrame]:
-    """The metrics that are estimated too, of each segment of a partition that the model has not learned from."""
-    if scored.in_sample or not scored.segments or not scored.labelled.height:
-        return {}
-    segments = scored.read_segments()
-    if segments is None:
-        return {}
-    outcomes, key, realised = labelled_outcomes(scored), list(scored.key), list[tuple[str, str | None, str, float]]()
-    rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
-    for column in (name for name in scored.segments if name in segments.columns):
-        places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
-        for (segment,), of_segment in places.group_by("value", maintain_order=True):
-            values = measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED)
-            name = None if segment is None else str(segment)
-            realised += [(column, name, metric, value) for metric, value in values.items()]
-    return {REALISED: pl.DataFrame(realised, schema=_REALISED, orient="row")}
-
-
-def _record_realised(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], rows: Mapping[str, pl.DataFrame]
-) -> None:
-    """Record what came true of the estimates of evaluated partitions.
-
-    The metrics of whole partitions are read from `performance`; `rows` has those of segments.
-    """
-    if not partition_keys or not has_table(con, pipeline, ESTIMATES.name):
-        return
-    table, measured = (f"{quoted(pipeline)}.{name}" for name in (ESTIMATES.name, PERFORMANCE.name))
-    con.execute(
-        f"""
-        UPDATE {table} SET realised = (
-            SELECT p.value FROM {measured} AS p
-            WHERE p.partition_key = {table}.partition_key AND p.metric = {table}.metric
-              AND p.model_version = {table}.model_version AND p.challenger IS NULL AND NOT p.in_sample
-        ) WHERE partition_key IN $keys
-        """,
-        {"keys": list(partition_keys)},
-    )
-    note_partitions(con, pipeline, ESTIMATES.name, sorted(partition_keys))
-    if not has_table(con, pipeline, OF_SEGMENTS):
-        return
-    table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
-    con.register("of_segments", rows.get(REALISED, pl.DataFrame(schema={"partition_key": pl.String, **_REALISED})))
-    con.execute(
-        f"""
-        UPDATE {table} SET realised = (
-            SELECT s.value FROM of_segments AS s
-            WHERE s.partition_key = {table}.partition_key AND s.metric = {table}.metric
-              AND s.segment_column = {table}.segment_column AND s.segment IS NOT DISTINCT FROM {table}.segment
-        ) WHERE partition_key IN $keys
-        """,
-        {"keys": list(partition_keys)},
-    )
-    con.unregister("of_segments")
-    note_partitions(con, pipeline, OF_SEGMENTS, sorted(partition_keys))
 
 
 def read_estimates(
@@ -172,14 +256,6 @@ def track_records(
     return {metric: TrackRecord(metric, *numbers) for metric, *numbers in rows}
 
 
-@dataclass(frozen=True)
-class Estimated:
-    """The estimates of a partition, and how far those of all partitions were off so far."""
-
-    metrics: tuple[EstimatedMetric, ...]
-    records: Mapping[str, TrackRecord]  # record of each metric
-
-
 def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> str:
     """An estimate in words, with its interval and how far such estimates were off so far."""
     record = records.get(estimate.metric)
@@ -188,60 +264,3 @@ def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> s
     return (
         f"{estimate.metric} about {estimate.estimate:.4f} expected on {estimate.partition_key} ({interval}; {so_far})"
     )
-
-
-def _read(con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, Estimated]:
-    by_partition, records = (
-        read_estimates(con, commits.pipeline, commits.keys),
-        track_records(con, commits.pipeline),
-    )
-    return {key: Estimated(metrics, records) for key, metrics in by_partition.items()}
-
-
-def _shown(estimated: Estimated) -> dict[str, Any]:
-    """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
-    numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in estimated.metrics}
-    rows = [
-        (
-            *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
-            str(estimated.records.get(estimate.metric, "none has come true yet")),
-        )
-        for estimate in estimated.metrics
-    ]
-    text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
-    return {**rounded(numbers), "estimates": text}
-
-
-_ESTIMATE = {
-    "metric": "name of the metric",
-    "estimate": "its expected value",
-    "low": "start of the interval in which 95 of 100 values are expected to come true",
-    "high": "end of the interval",
-    "realised": "what came true; null until labels are known, and where the model has learned from the partition",
-    "rows": "scored rows",
-    "model_version": MODEL_VERSION,
-}
-ESTIMATES = Measure[Estimated](
-    name="estimates",
-    description="How good the predictions of each partition are expected to be before their labels are known.",
-    tables={
-        "estimates": Description(
-            "a metric of a partition as it was expected before its labels were known",
-            {**OF_PARTITION, **_ESTIMATE},
-        ),
-        OF_SEGMENTS: Description(
-            "the same for each value of the columns in monitoring.segments",
-            {
-                **OF_PARTITION,
-                **_ESTIMATE,
-                **SEGMENT,
-                "rows": "scored rows of the segment",
-            },
-        ),
-    },
-    beside=_realised_by_segment,
-    settle=_record_realised,
-    replace=_replace,
-    read=_read,
-    shown=_shown,
-)

@@ -3,7 +3,7 @@
 A partition is compared with earlier partitions only, so its judgement is the same whenever it is scored. Kept in no table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
@@ -13,9 +13,7 @@ import duckdb
 
 from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.windows import oldest_champion
-from batch_platform.monitoring.health import Aspect
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Judged, Measure, rounded
+from batch_platform.monitoring.measure import ALARMS, Aspect, Check, Commits, Finding, Judged, ScoredMeasure, rounded
 from batch_platform.monitoring.usual import (
     COMPARED,
     LEAST_ALIKE,
@@ -88,7 +86,7 @@ def rejected_share(past: Past, run: ScoreRun) -> Aspect:
 
 def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     """Judge whether a version does not score for longer than is allowed after the start of its serving period."""
-    age, oldest = max(timedelta(), at - version.serving_start), oldest_champion(spec)
+    age, oldest = max(timedelta(), at - version.serving_start), spec.periods.oldest_champion
     days = age / timedelta(days=1)
     text = f"the model is {counted(round(days), 'day')} old"
     if oldest is None:
@@ -101,24 +99,6 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
         f"{text}, more than the {oldest} that are allowed: train a new one",
         numbers={"days": days},
     )
-
-
-def _age(commits: Commits, run: ScoreRun) -> Aspect | None:
-    version = commits.versions.get(run.model_version)
-    return None if version is None else champion_age(commits.spec, version, run.partition_start)
-
-
-def _measure(
-    name: str,
-    description: str,
-    judge: Callable[[Commits, ScoreRun], Aspect | None],
-    check: Callable[[PipelineSpec], Check[JudgedRun] | None],
-) -> Measure[JudgedRun]:
-    def read(_: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, JudgedRun]:
-        judged = ((run, judge(commits, run)) for run in commits.runs)
-        return {run.partition_key: JudgedRun(run, aspect) for run, aspect in judged if aspect is not None}
-
-    return Measure(name=name, description=description, read=read, check=check)
 
 
 def _shown(judged: JudgedRun) -> dict[str, Any]:
@@ -142,83 +122,116 @@ def _judged_alone(description: str, failed_as: str) -> Check[JudgedRun]:
     )
 
 
-def _check_volume(spec: PipelineSpec) -> Check[JudgedRun]:
-    alone = _judged_alone(
-        f"A partition has at least {LEAST_SHARE:.0%} of the median rows of the last {COMPARED} partitions of the same weekday (of an "
-        f"hour: of the same hour of the week), and at most {1 / LEAST_SHARE:.0%}, chance aside. With fewer than {LEAST_ALIKE} of them, "
-        f"a number that is usual among the last {COMPARED} of all days is no warning either; with fewer than {COMPARED} of these, "
-        "nothing is judged. A partition without rows gives a warning, unless monitoring.allow_empty accepts it. Its limits are plotted.",
-        failed_as="unusual",
-    )
+class _Judged(ScoredMeasure[JudgedRun]):
+    """A judgement of the ledger row of a partition."""
 
-    def judge(judged: JudgedRun, task: str) -> Judged | None:
-        finding = alone.judge(judged, task)
-        if finding is None or finding.level == "none" or judged.run.rows_in:
-            return finding
-        return Finding(finding.level, {**finding.shown, ALARMS: [[EMPTY, finding.level]]})
+    def aspect(self, commits: Commits, run: ScoreRun) -> Aspect | None:
+        """Judge a partition; None if nothing is known."""
+        raise NotImplementedError
 
-    return replace(
-        alone,
-        judge=judge,
-        faults=(EMPTY,),
-        accepted=lambda key, faults: EMPTY in faults and spec.monitoring.allows_empty(key),
-    )
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, JudgedRun]:  # noqa: ARG002 - no table
+        """The judgements of committed partitions."""
+        judged = ((run, self.aspect(commits, run)) for run in commits.runs)
+        return {run.partition_key: JudgedRun(run, aspect) for run, aspect in judged if aspect is not None}
 
 
-def _check_rejected_share(spec: PipelineSpec) -> Check[JudgedRun]:
-    budget = spec.features.rejected_budget
+class Volume(_Judged):
+    """The number of rows of a partition beside those of earlier ones."""
 
-    def judge(judged: JudgedRun, _: str) -> Finding:
-        near = budget.is_exceeded(ceil(judged.run.rows_rejected / NEAR_BUDGET), judged.run.rows_in)
-        shown: dict[str, Any] = {
-            "rejected_share": judged.share,
-            "rows_rejected": judged.run.rows_rejected,
-            **_shown(judged),
-        }
-        if near and judged.aspect.passed:
-            shown["what"] += f" in {judged.run.partition_key}, more than half of features.max_rejected ({budget})"
-        return Finding("warn" if near or not judged.aspect.passed else "none", shown)
+    name = "volume"
+    description = "How many rows a partition has, beside what is usual."
 
-    return Check(
-        description=(
-            f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used, and no larger share of "
-            f"the rows is rejected than the last {MOST_REJECTING} partitions before explain. Beyond the whole budget the "
-            "partition is not published and the run fails; this check warns before that."
-        ),
-        judge=judge,
-        summary=lambda judged, failed: {"rejected": _worst_share(judged), "too_many": listed(failed) or "none"},
-    )
+    def aspect(self, commits: Commits, run: ScoreRun) -> Aspect:
+        """Judge the number of rows."""
+        return volume(commits.past, run, may_be_empty=commits.spec.monitoring.allows_empty(run.partition_key))
 
+    def check(self, spec: PipelineSpec) -> Check[JudgedRun]:
+        """Warn of an unusual number of rows."""
+        alone = _judged_alone(
+            f"A partition has at least {LEAST_SHARE:.0%} of the median rows of the last {COMPARED} partitions of the same weekday (of an "
+            f"hour: of the same hour of the week), and at most {1 / LEAST_SHARE:.0%}, chance aside. With fewer than {LEAST_ALIKE} of them, "
+            f"a number that is usual among the last {COMPARED} of all days is no warning either; with fewer than {COMPARED} of these, "
+            "nothing is judged. A partition without rows gives a warning, unless monitoring.allow_empty accepts it. Its limits are plotted.",
+            failed_as="unusual",
+        )
 
-def _worst_share(judged: Mapping[str, JudgedRun]) -> str:
-    worst = max(judged, key=lambda key: judged[key].share, default=None)
-    return "nothing" if worst is None else f"{judged[worst].share:.2%} at most ({worst})"
+        def judge(judged: JudgedRun, task: str) -> Judged | None:
+            finding = alone.judge(judged, task)
+            if finding is None or finding.level == "none" or judged.run.rows_in:
+                return finding
+            return Finding(finding.level, {**finding.shown, ALARMS: [[EMPTY, finding.level]]})
 
-
-def _check_champion_age(spec: PipelineSpec) -> Check[JudgedRun] | None:
-    oldest = oldest_champion(spec)
-    if oldest is None:
-        return None
-    return _judged_alone(
-        f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
-        "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
-        "promotion, or are not trained.",
-        failed_as="scored_by_an_old_model",
-    )
+        return replace(
+            alone,
+            judge=judge,
+            faults=(EMPTY,),
+            accepted=lambda key, faults: EMPTY in faults and spec.monitoring.allows_empty(key),
+        )
 
 
-VOLUME = _measure(
-    "volume",
-    "How many rows a partition has, beside what is usual.",
-    lambda commits, run: volume(
-        commits.past, run, may_be_empty=commits.spec.monitoring.allows_empty(run.partition_key)
-    ),
-    _check_volume,
-)
-REJECTED_SHARE = _measure(
-    "rejected_share",
-    "Which share of the rows is rejected, beside what is usual.",
-    lambda commits, run: rejected_share(commits.past, run),
-    _check_rejected_share,
-)
-CHAMPION_AGE = _measure("champion_age", "How old the model is that scored a partition.", _age, _check_champion_age)
+class RejectedShare(_Judged):
+    """The share of rejected rows of a partition beside those of earlier ones."""
+
+    name = "rejected_share"
+    description = "Which share of the rows is rejected, beside what is usual."
+
+    def aspect(self, commits: Commits, run: ScoreRun) -> Aspect:
+        """Judge the share of rejected rows."""
+        return rejected_share(commits.past, run)
+
+    def check(self, spec: PipelineSpec) -> Check[JudgedRun]:
+        """Warn of a share that is unusual, or near the budget."""
+        budget = spec.features.rejected_budget
+
+        def judge(judged: JudgedRun, _: str) -> Finding:
+            near = budget.is_exceeded(ceil(judged.run.rows_rejected / NEAR_BUDGET), judged.run.rows_in)
+            shown: dict[str, Any] = {
+                "rejected_share": judged.share,
+                "rows_rejected": judged.run.rows_rejected,
+                **_shown(judged),
+            }
+            if near and judged.aspect.passed:
+                shown["what"] += f" in {judged.run.partition_key}, more than half of features.max_rejected ({budget})"
+            return Finding("warn" if near or not judged.aspect.passed else "none", shown)
+
+        def summary(by_partition: Mapping[str, JudgedRun], failed: Sequence[str]) -> dict[str, str]:
+            worst = max(by_partition, key=lambda key: by_partition[key].share, default=None)
+            share = "nothing" if worst is None else f"{by_partition[worst].share:.2%} at most ({worst})"
+            return {"rejected": share, "too_many": listed(failed) or "none"}
+
+        return Check(
+            description=(
+                f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used, and no larger share of "
+                f"the rows is rejected than the last {MOST_REJECTING} partitions before explain. Beyond the whole budget the "
+                "partition is not published and the run fails; this check warns before that."
+            ),
+            judge=judge,
+            summary=summary,
+        )
+
+
+class ChampionAge(_Judged):
+    """The age of the model that scored a partition."""
+
+    name = "champion_age"
+    description = "How old the model is that scored a partition."
+
+    def aspect(self, commits: Commits, run: ScoreRun) -> Aspect | None:
+        """Judge the age of the version."""
+        version = commits.versions.get(run.model_version)
+        return None if version is None else champion_age(commits.spec, version, run.partition_start)
+
+    def check(self, spec: PipelineSpec) -> Check[JudgedRun] | None:
+        """Warn of a model that is too old."""
+        oldest = spec.periods.oldest_champion
+        if oldest is None:
+            return None
+        return _judged_alone(
+            f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
+            "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
+            "promotion, or are not trained.",
+            failed_as="scored_by_an_old_model",
+        )
+
+
+VOLUME, REJECTED_SHARE, CHAMPION_AGE = Volume(), RejectedShare(), ChampionAge()

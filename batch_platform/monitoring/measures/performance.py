@@ -2,17 +2,16 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import listed, number
 from batch_platform.declaration.inputs import WEIGHT
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.wording import number
 from batch_platform.monitoring.decisions import as_decided
-from batch_platform.monitoring.measure import TRUTH, Check, Column, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.measure import TRUTH, Check, Column, EvaluatedMeasure, Judgement, ScoredPartition
 from batch_platform.monitoring.metrics import (
     CLASSIFICATION,
     METRICS,
@@ -33,6 +32,17 @@ OUTCOME_WEIGHT = "outcome_weight"
 COST = "decision_cost"  # begins the names of the metrics of what decisions cost
 COVERAGE = "label_coverage"
 NOT_KNOWN_YET, UNKNOWN_CLASS = "label_not_known_yet", "label_class_unknown"
+INTERVAL = {
+    "metric": "name of the metric",
+    "value": "value of the metric",
+    "low": "start of its 95% confidence interval; null if it has none",
+    "high": "end of the interval",
+    "rows": "rows that it was measured on",
+    "positives": "how many of the labelled rows are positive; null without a positive class",
+    "rows_labelled": "rows whose label was known",
+    "rows_of_unknown_class": "labelled rows of a class that the model does not know: wrong where a metric judges decisions, left out where it judges probabilities",
+    "unknown_classes": "names of these classes",
+}
 
 
 def performance_of(partition: ScoredPartition) -> dict[str, float]:
@@ -122,37 +132,6 @@ def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
     return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value, **weight)
 
 
-def _compute(partition: ScoredPartition) -> pl.DataFrame:
-    strange = partition.of_unknown_class
-    beside = (partition.labelled.height, len(strange), named_classes(strange), partition.in_sample)
-    rows = [(*row, *beside) for row in metric_rows(labelled_outcomes(partition), partition.own_metrics)]
-    scored = partition.predictions.height
-    rows += [(name, share, None, None, scored, None, *beside) for name, share in sorted(_coverage(partition).items())]
-    return pl.DataFrame(rows, schema=PERFORMANCE.types, orient="row")
-
-
-def _check(spec: PipelineSpec) -> Check | None:
-    rule, metric = spec.monitoring.performance, spec.model.promote.metric
-    if rule is None:
-        return None
-
-    def judge(rows: pl.DataFrame, task: str) -> Judgement | None:
-        name = metric or default_metric(task)
-        found = rows.filter(pl.col("metric") == name).row(0, named=True) if name in rows["metric"] else None
-        if found is None or found["in_sample"]:
-            return None
-        judged, costs = _judged(found, rule.warn_below), rows.filter(pl.col("metric").str.starts_with(COST))
-        return replace(judged, remarks={**judged.remarks, **dict(costs.select("metric", "value").rows())})
-
-    return Check(
-        description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
-        "A partition that misses this by more than chance, so that its whole 95% interval does, gets a warning; its "
-        "predictions stay. A partition that its model has learned from is not judged."
-        + ("" if spec.predictions.decide is None else f" The decisions: {spec.predictions.decide}."),
-        judge=judge,
-    )
-
-
 def _judged(row: Mapping[str, Any], bound: float) -> Judgement:
     """A row of the table, held against a bound; of a signed error its size counts."""
     name, value, ends = row["metric"], row["value"], [row["low"], row["high"]]
@@ -166,22 +145,13 @@ def _judged(row: Mapping[str, Any], bound: float) -> Judgement:
     return Judgement(name, value, bound, lower_is_better=lower_is_better(name), best=best, remarks=remarks)
 
 
-INTERVAL = {
-    "metric": "name of the metric",
-    "value": "value of the metric",
-    "low": "start of its 95% confidence interval; null if it has none",
-    "high": "end of the interval",
-    "rows": "rows that it was measured on",
-    "positives": "how many of the labelled rows are positive; null without a positive class",
-    "rows_labelled": "rows whose label was known",
-    "rows_of_unknown_class": "labelled rows of a class that the model does not know: wrong where a metric judges decisions, left out where it judges probabilities",
-    "unknown_classes": "names of these classes",
-}
-PERFORMANCE = Measure[pl.DataFrame](
-    name="performance",
-    description="How good the predictions of each partition were, by metric.",
-    row="a metric of a partition, measured against its labels",
-    columns={
+class Performance(EvaluatedMeasure):
+    """Every metric of a partition's predictions, against the labels known now."""
+
+    name = "performance"
+    description = "How good the predictions of each partition were, by metric."
+    row = "a metric of a partition, measured against its labels"
+    columns: ClassVar = {
         "metric": Column(pl.String, INTERVAL["metric"]),
         "value": Column(pl.Float64, INTERVAL["value"]),
         "low": Column(pl.Float64, INTERVAL["low"]),
@@ -192,13 +162,8 @@ PERFORMANCE = Measure[pl.DataFrame](
         "rows_of_unknown_class": Column(pl.Int64, INTERVAL["rows_of_unknown_class"]),
         "unknown_classes": Column(pl.String, INTERVAL["unknown_classes"]),
         "in_sample": Column(pl.Boolean, IN_SAMPLE),
-    },
-    compute=_compute,
-    numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
-    check=_check,
-    beside=lambda partition: {OUTCOMES: outcome_rows(partition)},
-    has_section=True,
-    tables={
+    }
+    tables: ClassVar = {
         OUTCOMES: Description(
             "the label of a measured row, with its key",
             {
@@ -208,5 +173,49 @@ PERFORMANCE = Measure[pl.DataFrame](
                 OUTCOME_WEIGHT: "weight of the label, where `labels.weight` declares one",
             },
         ),
-    },
-)
+    }
+    has_section = True
+
+    def compute(self, partition: ScoredPartition) -> pl.DataFrame:
+        """A row for each metric, and for each share of the rows by what is known of their labels."""
+        strange = partition.of_unknown_class
+        beside = (partition.labelled.height, len(strange), named_classes(strange), partition.in_sample)
+        rows = [(*row, *beside) for row in metric_rows(labelled_outcomes(partition), partition.own_metrics)]
+        scored = partition.predictions.height
+        rows += [
+            (name, share, None, None, scored, None, *beside) for name, share in sorted(_coverage(partition).items())
+        ]
+        return pl.DataFrame(rows, schema=self.types, orient="row")
+
+    def beside(self, partition: ScoredPartition) -> dict[str, pl.DataFrame]:
+        """The labels of the measured rows."""
+        return {OUTCOMES: outcome_rows(partition)}
+
+    def numbers(self, value: pl.DataFrame) -> dict[str, float]:
+        """The metrics by name."""
+        return dict(zip(value["metric"], value["value"], strict=True))
+
+    def check(self, spec: PipelineSpec) -> Check[pl.DataFrame] | None:
+        """Hold the metric that judges the model against its declared bound."""
+        rule, metric = spec.monitoring.performance, spec.model.promote.metric
+        if rule is None:
+            return None
+
+        def judge(rows: pl.DataFrame, task: str) -> Judgement | None:
+            name = metric or default_metric(task)
+            found = rows.filter(pl.col("metric") == name).row(0, named=True) if name in rows["metric"] else None
+            if found is None or found["in_sample"]:
+                return None
+            judged, costs = _judged(found, rule.warn_below), rows.filter(pl.col("metric").str.starts_with(COST))
+            return replace(judged, remarks={**judged.remarks, **dict(costs.select("metric", "value").rows())})
+
+        return Check(
+            description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
+            "A partition that misses this by more than chance, so that its whole 95% interval does, gets a warning; its "
+            "predictions stay. A partition that its model has learned from is not judged."
+            + ("" if spec.predictions.decide is None else f" The decisions: {spec.predictions.decide}."),
+            judge=judge,
+        )
+
+
+PERFORMANCE = Performance()

@@ -4,15 +4,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from math import exp, log
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import duckdb
 
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.measure import ALARMS, Check, Commits, Finding, Measure, ScoredPart, rounded
-from batch_platform.monitoring.rows import RowReference
-from batch_platform.warehouse.descriptions import MODEL_VERSION, OF_PARTITION, Description
+from batch_platform.monitoring.measure import (
+    ALARMS,
+    Check,
+    Commits,
+    Finding,
+    ScoredMeasure,
+    ScoredPart,
+    rounded,
+    table_of,
+)
+from batch_platform.monitoring.profiles import RowReference
+from batch_platform.warehouse.descriptions import MODEL_VERSION
 from batch_platform.warehouse.ledger import Change, replace_records, rows_of_partitions
 
 TABLE = "feature_rows"
@@ -29,14 +38,24 @@ class FeatureRows:
     """The rows of a partition; a row of the table `feature_rows`."""
 
     partition_key: str
-    rows: int
-    identity: str
-    equal_to: str | None
-    repeated_share: float
-    repeated_usual: float | None
-    looseness: float | None
-    looseness_highest: float | None  # None where it is not judged
-    model_version: str
+    rows: Annotated[int, "scored rows"]
+    identity: Annotated[str, "the same text for the same features, in any order"]
+    equal_to: Annotated[
+        str | None,
+        "the partition before, if all features are the same; null also where that was so in the training data",
+    ]
+    repeated_share: Annotated[
+        float, "share of the rows whose features repeat those of another; of many different rows, an estimate"
+    ]
+    repeated_usual: Annotated[
+        float | None, "highest share in a partition of the training data; null where it is not known"
+    ]
+    looseness: Annotated[
+        float | None,
+        "error of the rows by the principal components of the training data, over that of columns that have nothing in common: about 1 once each is shuffled; null for few rows",
+    ]
+    looseness_highest: Annotated[float | None, "value from which the check warns; null where it does not judge"]
+    model_version: Annotated[str, MODEL_VERSION]
     run_id: str
 
     @property
@@ -59,32 +78,6 @@ class FeatureRows:
         return next((fault for fault in (COPIED, APART) if fault in self.faults), None)
 
 
-def _replace(con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]) -> list[Change]:
-    calendar, rows = commits.spec.partitions.calendar, list[FeatureRows]()
-    before = {
-        key: earlier.key
-        for key in commits.keys
-        if (earlier := calendar.holding(calendar.named(key).start - timedelta(microseconds=1))) is not None
-    }
-    identities = {key: row.identity for key, row in _rows(con, commits.pipeline, before.values()).items()}
-    identities |= {key: part.sketch.identity for key, part in parts.items()}
-    for run in commits.runs:
-        key, sketch, profile = run.partition_key, parts[run.partition_key].sketch, commits.reference_of(run)
-        if not sketch.rows:
-            continue
-        known, earlier = RowReference() if profile is None else profile.rows, before.get(key, "")
-        equal = known.may_equal is False and sketch.rows >= LEAST_ROWS and identities.get(earlier) == sketch.identity
-        highest = None
-        if known.looseness and known.looseness_usual:
-            bound = log(known.looseness) + max(LOOSE_MATTERS, USUAL_MARGIN * log(known.looseness_usual))
-            highest = None if bound > NEARLY_APART else exp(bound)
-        loose = None if known.components is None else known.components.looseness(sketch)
-        shares = sketch.repeated, known.repeated_usual
-        measured = (key, sketch.rows, sketch.identity, earlier if equal else None, *shares, loose, highest)
-        rows.append(FeatureRows(*measured, run.model_version, run.run_id))
-    return replace_records(con, commits.runs, TABLE, FeatureRows, rows)
-
-
 def _rows(con: duckdb.DuckDBPyConnection, pipeline: str, keys: Collection[str]) -> dict[str, FeatureRows]:
     stored = rows_of_partitions(con, FeatureRows, pipeline, TABLE, keys, order="partition_key")
     return {key: row for key, (row,) in stored.items()}
@@ -96,57 +89,79 @@ def read_misplaced(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, keys: Col
     return {key: row.misplaced for key, row in rows.items() if row.misplaced}
 
 
-def _numbers(rows: FeatureRows) -> dict[str, float]:
-    numbers = {"repeated_share": rows.repeated_share, "looseness": rows.looseness}
-    return {name: value for name, value in numbers.items() if value is not None}
+class FeatureRowsMeasure(ScoredMeasure[FeatureRows]):
+    """The scored rows of a partition as wholes, beside those of the training data and of the partition before."""
 
+    name = TABLE
+    description = "Whether the rows of each partition are rows of their own, whose columns go together as before."
+    tables: ClassVar = {TABLE: table_of(FeatureRows, "the scored rows of a partition as wholes")}
 
-def _check(spec: PipelineSpec) -> Check[FeatureRows] | None:
-    if not spec.monitoring.rows:
-        return None
+    def replace(
+        self, con: duckdb.DuckDBPyConnection, commits: Commits, parts: Mapping[str, ScoredPart]
+    ) -> list[Change]:
+        """Replace the rows of committed partitions that have a sketch."""
+        calendar, rows = commits.spec.partitions.calendar, list[FeatureRows]()
+        before = {
+            key: earlier.key
+            for key in commits.keys
+            if (earlier := calendar.holding(calendar.named(key).start - timedelta(microseconds=1))) is not None
+        }
+        identities = {key: row.identity for key, row in _rows(con, commits.pipeline, before.values()).items()}
+        identities |= {key: part.sketch.identity for key, part in parts.items()}
+        for run in commits.runs:
+            key, sketch, profile = run.partition_key, parts[run.partition_key].sketch, commits.reference_of(run)
+            if not sketch.rows:
+                continue
+            known, earlier = RowReference() if profile is None else profile.rows, before.get(key, "")
+            equal = (
+                known.may_equal is False and sketch.rows >= LEAST_ROWS and identities.get(earlier) == sketch.identity
+            )
+            highest = None
+            if known.looseness and known.looseness_usual:
+                bound = log(known.looseness) + max(LOOSE_MATTERS, USUAL_MARGIN * log(known.looseness_usual))
+                highest = None if bound > NEARLY_APART else exp(bound)
+            loose = None if known.components is None else known.components.looseness(sketch)
+            shares = sketch.repeated, known.repeated_usual
+            measured = (key, sketch.rows, sketch.identity, earlier if equal else None, *shares, loose, highest)
+            rows.append(FeatureRows(*measured, run.model_version, run.run_id))
+        return replace_records(con, commits.runs, TABLE, FeatureRows, rows)
 
-    def judge(rows: FeatureRows, _: str) -> Finding | None:
-        if rows.repeated_usual is None and rows.looseness_highest is None:
+    def read(self, con: duckdb.DuckDBPyConnection, commits: Commits) -> dict[str, FeatureRows]:
+        """The rows of committed partitions."""
+        return _rows(con, commits.pipeline, commits.keys)
+
+    def numbers(self, value: FeatureRows) -> dict[str, float]:
+        """The share of repeated rows, and how loosely columns go together."""
+        numbers = {"repeated_share": value.repeated_share, "looseness": value.looseness}
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    def check(self, spec: PipelineSpec) -> Check[FeatureRows] | None:
+        """Warn of rows that are copied, repeated, or whose columns do not go together."""
+        if not spec.monitoring.rows:
             return None
-        faults = rows.faults
-        shown: dict[str, Any] = {"what": "; ".join(faults.values()) or "nothing unusual", **rounded(_numbers(rows))}
-        return Finding("warn" if faults else "none", {**shown, ALARMS: [[fault, "warn"] for fault in faults]})
 
-    return Check(
-        description=(
-            "The rows of a partition are rows of their own: not all of them those of the partition before once more, with no more "
-            "repeated features than in the training data, and with columns that go together as they did there "
-            "(the error by the training data's principal components). It never blocks; monitoring.rows: false switches it off."
-        ),
-        judge=judge,
-        summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
-        faults=(COPIED, REPEATED, APART),
-        extent={REPEATED: "repeated_share", APART: "looseness"},
-        doubtful=True,
-    )
+        def judge(rows: FeatureRows, _: str) -> Finding | None:
+            if rows.repeated_usual is None and rows.looseness_highest is None:
+                return None
+            faults = rows.faults
+            shown: dict[str, Any] = {
+                "what": "; ".join(faults.values()) or "nothing unusual",
+                **rounded(self.numbers(rows)),
+            }
+            return Finding("warn" if faults else "none", {**shown, ALARMS: [[fault, "warn"] for fault in faults]})
 
-
-FEATURE_ROWS = Measure[FeatureRows](
-    name=TABLE,
-    description="Whether the rows of each partition are rows of their own, whose columns go together as before.",
-    tables={
-        TABLE: Description(
-            "the scored rows of a partition as wholes",
-            {
-                **OF_PARTITION,
-                "rows": "scored rows",
-                "identity": "the same text for the same features, in any order",
-                "equal_to": "the partition before, if all features are the same; null also where that was so in the training data",
-                "repeated_share": "share of the rows whose features repeat those of another; of many different rows, an estimate",
-                "repeated_usual": "highest share in a partition of the training data; null where it is not known",
-                "looseness": "error of the rows by the principal components of the training data, over that of columns that have nothing in common: about 1 once each is shuffled; null for few rows",
-                "looseness_highest": "value from which the check warns; null where it does not judge",
-                "model_version": MODEL_VERSION,
-            },
+        return Check(
+            description=(
+                "The rows of a partition are rows of their own: not all of them those of the partition before once more, with no more "
+                "repeated features than in the training data, and with columns that go together as they did there "
+                "(the error by the training data's principal components). It never blocks; monitoring.rows: false switches it off."
+            ),
+            judge=judge,
+            summary=lambda judged, failed: {"partitions": f"{len(judged):,}", "unusual": listed(failed) or "none"},
+            faults=(COPIED, REPEATED, APART),
+            extent={REPEATED: "repeated_share", APART: "looseness"},
+            doubtful=True,
         )
-    },
-    replace=_replace,
-    read=lambda con, commits: _rows(con, commits.pipeline, commits.keys),
-    numbers=_numbers,
-    check=_check,
-)
+
+
+FEATURE_ROWS = FeatureRowsMeasure()

@@ -1,10 +1,11 @@
 """The engines by name, and the contract that each of them keeps.
 
-To add an engine, write a module beside this one, add its class to `ENGINES` and its name to `declaration.engine.ENGINES`.
+To add an engine, add its class to `ENGINES`, or the import path of its class, and its name to `declaration.engine.ENGINES`.
 The tests in `test_engines.py` check the contract for every engine.
 """
 
 from collections.abc import Generator, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -14,7 +15,6 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import LocalEngine
-from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.partition import ScoringOrder, Staged, Watch
 
 
@@ -71,10 +71,15 @@ class EngineFactory(Protocol):
         ...
 
 
-ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine, SPARK: SparkEngine}
+# By name; a path is imported when the engine is asked for, as for one in a room above this one.
+ENGINES: dict[str, EngineFactory | str] = {LOCAL: LocalEngine, SPARK: "batch_platform.spark.scoring.SparkEngine"}
 
 
 def engine_of(name: str) -> EngineFactory:
     """The engine of that name; raises a WrongUseError if there is none."""
     refusal = f"engine: {name!r} is not an engine; allowed are"
-    return named(name, ENGINES, refusal, hint="correct `engine` in the YAML file.")
+    engine = named(name, ENGINES, refusal, hint="correct `engine` in the YAML file.")
+    if isinstance(engine, str):
+        module, _, attribute = engine.rpartition(".")
+        return getattr(import_module(module), attribute)
+    return engine

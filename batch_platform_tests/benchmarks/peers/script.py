@@ -6,10 +6,11 @@ It has no ledger, checks, hashes, resume, lineage or published copy.
 """
 
 import sys
+from pathlib import Path
 
 import duckdb
 import polars as pl
-from served import day_of, load
+from served import load
 
 
 def main(model: str, output: str, *files: str) -> None:
@@ -18,7 +19,7 @@ def main(model: str, output: str, *files: str) -> None:
     with duckdb.connect(output) as con:
         for file in files:
             rows = pl.scan_parquet(file).select(served.columns).collect()
-            con.register("scored", served.scored(rows, day_of(file)).to_arrow())
+            con.register("scored", served.scored(rows, Path(file).name.partition(".")[0]).to_arrow())
             con.execute("BEGIN")
             con.execute("CREATE TABLE IF NOT EXISTS scores AS FROM scored LIMIT 0")
             con.execute("INSERT INTO scores BY NAME FROM scored")

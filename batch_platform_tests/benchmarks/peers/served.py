@@ -5,13 +5,13 @@ text column, one conversion of the whole frame, and all cores for estimators tha
 """
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import polars as pl
+
+CARRIED = ["id", "ts"]  # columns copied into the scores
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class Served:
     estimator: Any
     names: list[str]  # feature columns, in order
     categories: dict[str, list[str]]  # known categories, by column
-    carried: list[str]  # columns copied into the scores
 
     def matrix(self, rows: pl.DataFrame) -> np.ndarray:
         """The features as float64 [rows, features]; categories as codes, missing and unknown ones as NaN."""
@@ -31,38 +30,20 @@ class Served:
         ]
         return rows.select(self.names).with_columns(codes).cast(pl.Float64).fill_null(np.nan).to_numpy()
 
-    def score(self, rows: pl.DataFrame) -> np.ndarray:
-        """The probability of the positive class of each row."""
-        return self.estimator.predict_proba(self.matrix(rows))[:, 1]
-
     def scored(self, rows: pl.DataFrame, day: str) -> pl.DataFrame:
-        """The scores of the rows of one day, as they are stored."""
-        return self.with_score(rows, self.score(rows)).with_columns(day=pl.lit(day))
-
-    def with_score(self, rows: pl.DataFrame, score: np.ndarray) -> pl.DataFrame:
-        """The carried columns of rows with their scores."""
-        return rows.select(self.carried).with_columns(score=score, prediction=score > 0.5)
+        """The scores of the rows of one day, as they are stored: the probability of the positive class, and the decision."""
+        score = self.estimator.predict_proba(self.matrix(rows))[:, 1]
+        return rows.select(CARRIED).with_columns(score=score, prediction=score > 0.5, day=pl.lit(day))
 
     @property
     def columns(self) -> list[str]:
         """All columns to read."""
-        return list(dict.fromkeys([*self.carried, *self.names]))
+        return [*CARRIED, *self.names]
 
 
-def load(path: str, *, all_cores: bool = True) -> Served:
+def load(path: str) -> Served:
     """Read an exported model."""
     served = Served(**joblib.load(path))
     if "n_jobs" in served.estimator.get_params():  # a random forest
-        served.estimator.set_params(n_jobs=-1 if all_cores else 1)
+        served.estimator.set_params(n_jobs=-1)
     return served
-
-
-@cache
-def loaded(path: str) -> Served:
-    """The exported model for one core, read once per worker process."""
-    return load(path, all_cores=False)
-
-
-def day_of(file: str) -> str:
-    """The day whose features a file holds."""
-    return Path(file).name.partition(".")[0]
