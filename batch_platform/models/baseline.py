@@ -5,16 +5,22 @@ weekday of a row's time on the clocks of the pipeline.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.spec import Model, Predictions
 from batch_platform.features.history import ENTITY, ROW_TIME
+from batch_platform.kernels.native_threads import one_thread
+from batch_platform.kernels.predictor import Predictor
+from batch_platform.models.contract import Signature
+from batch_platform.models.declared_model import require_rule
+from batch_platform.models.judged import JudgedScores, known_rows, scores_of
 from batch_platform.monitoring.comparison import Verdict
-from batch_platform.monitoring.metrics import as_truth, is_worse, measure
+from batch_platform.monitoring.metrics import as_truth, default_metric, is_worse, measure
 from batch_platform.monitoring.outcomes import Outcomes, weights_of
 
 LEAST_PER_SEASON = 10  # rows, on average
@@ -47,14 +53,7 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
     which the rows of each class were sampled; none: all alike.
     """
     trivial = {
-        name: Outcomes(
-            outcomes.task,
-            predicted,
-            outcomes.truth,
-            outcomes.classes,
-            rule=outcomes.rule,
-            weights=outcomes.weights,
-        )
+        name: replace(outcomes, predicted=predicted, matrix=None, units={})
         for name, predicted in _predictions(outcomes, fitted, rows, label, rates)
     }
     strongest: Baseline | None = None
@@ -65,6 +64,32 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
     if strongest is None:
         return None
     return AgainstBaseline(strongest, Verdict.on(metric, outcomes, trivial[strongest.name]))
+
+
+def measured(  # noqa: PLR0913 - a model and its rows
+    model: Model,
+    predictor: Predictor,
+    signature: Signature,
+    rows: tuple[pl.DataFrame, pl.DataFrame],
+    label: str | None,
+    rates: Sequence[float] = (),
+    predictions: Predictions | None = None,
+) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
+    """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
+
+    `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
+    of each class were sampled. Metrics of decisions are those of the rule, if one is declared.
+    """
+    rule = require_rule(predictions and predictions.decide, signature.task, signature.classes)
+    earlier, later = known_rows(signature, rows[0], label), rows[1]
+    judged = scores_of(predictor, signature, later, label)
+    if judged is None:
+        return None, {}, None
+    metric, outcomes = model.promote.metric or default_metric(signature.task), replace(judged.outcomes, rule=rule)
+    judged = replace(judged, outcomes=outcomes)
+    with one_thread():
+        trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
+        return judged, measure(outcomes), trivial
 
 
 def _predictions(

@@ -3,7 +3,7 @@
 Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model, Predictions
-from batch_platform.features.history import ENTITY, GROUP, PARTITION_START, TrainingData, feature_columns
+from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.features.training_data import class_counts, equal_shares
 from batch_platform.kernels.forest.compiled import Proof, prove
-from batch_platform.kernels.native_threads import one_thread
 from batch_platform.kernels.predictor import Predictor
-from batch_platform.models.baseline import AgainstBaseline, against_baseline
+from batch_platform.models.baseline import AgainstBaseline, measured
 from batch_platform.models.contract import (
     BINARY,
     OFFENDER,
@@ -28,11 +27,10 @@ from batch_platform.models.contract import (
     Contract,
     Positive,
     Signature,
-    Task,
     classes_of_one_name,
     infer_contract,
 )
-from batch_platform.models.declared_model import make_estimator, name_of, require_rule, task_of
+from batch_platform.models.declared_model import make_estimator, name_of, task_of
 from batch_platform.models.estimator_fit import (
     EncodedRows,
     draws_by_class,
@@ -43,20 +41,13 @@ from batch_platform.models.estimator_fit import (
     without_values,
 )
 from batch_platform.models.flavours.known import Flavour, flavour_of
-from batch_platform.models.judged import JudgedScores, scores_of
+from batch_platform.models.judged import JudgedScores, known_rows
+from batch_platform.models.leaks import leaks_of
 from batch_platform.models.reference import reference_of
 from batch_platform.models.refinements.calibration import PRIOR, in_proportion
 from batch_platform.models.refinements.known import Declared, Refinements, Refining
 from batch_platform.models.search import Searched, search
-from batch_platform.monitoring.leakage import (
-    SuspectedLeak,
-    nearly_perfect,
-    null_with_the_label,
-    of_known_entities,
-    on_both_sides,
-    suspected_leaks,
-)
-from batch_platform.monitoring.metrics import default_metric, known_to, measure
+from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.reference import ReferenceProfile
 
 LEAST_ROWS = 20
@@ -163,39 +154,26 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         judged, metrics, trivial = measured(
             model, scorer, signature, (kept, evaluated.kept), data.label, rates, predictions
         )
-    return Fitted(
+    fitted = Fitted(
         estimator=estimator,
         signature=signature,
         metrics=metrics,
         rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
         rows_rejected=rejected.height + evaluated.rejected.height + unseen.rejected.height,
-        leaks=_leaks(signature, (kept, matrix, truth), data, metrics, evaluated.kept),
+        leaks=leaks_of(signature, (kept, matrix, truth), data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept) if judged is None else np.asarray(judged.outcomes.matrix),
         held_out_rows=evaluated.kept,
         flavour=kind,
         predictor=predictor,
-        reference=reference_of(
-            contract,
-            in_proportion((kept, matrix), data.label, classes, rates),
-            former,
-            key=features.key,
-            sampled=bool(rates),
-        ),
+        reference=_reference(signature, (kept, matrix), data.label, refinements, former, features),
         judged=judged,
         details=stopped_at(estimator),
         trivial=trivial,
-        remarks=(
-            *remarks,
-            *_diverged(signature, metrics, trivial, kept, data.label),
-            *_few_of_a_class(data),
-            *_apart(data),
-            *refinements.remarks,
-            *(() if searched is None else searched.remarks),
-        ),
         refinements=refinements,
         search=searched,
     )
+    return replace(fitted, remarks=_remarks(fitted, remarks, kept, data, refinements))
 
 
 def refit(model: Model, features: Features, whole: TrainingData, params: dict[str, Any], judged: Fitted) -> Fitted:
@@ -206,7 +184,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     of the first fit where they still suit. Raises what `fit` raises.
     """
     contract, kept, rejected = _checked(features, whole)
-    kept = _known(judged.signature, kept, whole.label)
+    kept = known_rows(judged.signature, kept, whole.label)
     signature = replace(judged.signature, contract=contract)
     estimator, rows = make_estimator(model, params, contract), EncodedRows.of(kept, contract, whole.label)
     held_out = contract.split(whole.evaluate).kept
@@ -215,14 +193,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     refining = Refining(predictor, signature, whole, rows.matrix, kept.clear(), held_out, judged.flavour.single)
     share = judged.rows_fitted / max(1, kept.height)
     refinements = refining.learn(judged.refinements.declared, judged.refinements, share)
-    learned = in_proportion((kept, rows.matrix), whole.label, signature.classes, _rates(refinements))
-    whole_reference = reference_of(
-        contract,
-        learned,
-        judged.reference,
-        key=features.key,
-        sampled=bool(_rates(refinements)),
-    )
+    reference = _reference(signature, (kept, rows.matrix), whole.label, refinements, judged.reference, features)
     return replace(
         judged,
         estimator=estimator,
@@ -235,47 +206,28 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         details=stopped_at(estimator),
         reference=replace(
             judged.reference,
-            features=whole_reference.features,
-            usual=whole_reference.usual,
-            moves=whole_reference.moves,
-            rows=whole_reference.rows,
+            features=reference.features,
+            usual=reference.usual,
+            moves=reference.moves,
+            rows=reference.rows,
         ),
-        remarks=(
-            *remarks,
-            *_diverged(signature, judged.metrics, judged.trivial, kept, whole.label),
-            *_few_of_a_class(whole),
-            *_apart(whole),
-            *refinements.remarks,
-            *(() if judged.search is None else judged.search.remarks),
-        ),
+        remarks=_remarks(judged, remarks, kept, whole, refinements),
         refinements=refinements,
     )
 
 
-def measured(  # noqa: PLR0913 - a model and its rows
-    model: Model,
-    predictor: Predictor,
+def _reference(  # noqa: PLR0913 - rows, and how they are counted
     signature: Signature,
-    rows: tuple[pl.DataFrame, pl.DataFrame],
+    learned: tuple[pl.DataFrame, NDArray[np.float64]],
     label: str | None,
-    rates: Sequence[float] = (),
-    predictions: Predictions | None = None,
-) -> tuple[JudgedScores | None, dict[str, float], AgainstBaseline | None]:
-    """The scores and the metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
-
-    `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
-    of each class were sampled. Metrics of decisions are those of the rule, if one is declared.
-    """
-    rule = require_rule(predictions and predictions.decide, signature.task, signature.classes)
-    earlier, later = _known(signature, rows[0], label), rows[1]
-    judged = scores_of(predictor, signature, later, label)
-    if judged is None:
-        return None, {}, None
-    metric, outcomes = model.promote.metric or default_metric(signature.task), replace(judged.outcomes, rule=rule)
-    judged = replace(judged, outcomes=outcomes)
-    with one_thread():
-        trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
-        return judged, measure(outcomes), trivial
+    refinements: Refinements,
+    former: ReferenceProfile | None,
+    features: Features,
+) -> ReferenceProfile:
+    """The profile of the rows that a model learned from, each class in proportion."""
+    rates = _rates(refinements)
+    rows = in_proportion(learned, label, signature.classes, rates)
+    return reference_of(signature.contract, rows, former, key=features.key, sampled=bool(rates))
 
 
 def _rates(refinements: Refinements) -> list[float]:
@@ -313,48 +265,32 @@ def _require_enough(kept: pl.DataFrame, rejected: pl.DataFrame, data: TrainingDa
     raise TrainingRefusedError(msg, hint=hint)
 
 
-def _diverged(
-    signature: Signature,
-    metrics: Mapping[str, float],
-    trivial: AgainstBaseline | None,
-    kept: pl.DataFrame,
-    label: str | None,
-) -> Iterator[str]:
-    """The remark that probabilities of many classes, some of them rare, are far worse than the shares of the classes."""
-    own, other = metrics.get("log_loss"), None if trivial is None else trivial.baseline.metrics.get("log_loss")
-    if signature.task != "multiclass" or label is None or own is None or other is None or own < DIVERGED * other:
-        return
-    rare = sum(count < FEW_OF_A_CLASS for count in class_counts(kept, label).values())
-    if rare:
-        yield (
-            f"its probabilities are worse than the shares of the classes (log_loss {own:.2f} against {other:.2f}), which boosted "
-            f"trees run into where classes are rare ({rare} of {len(signature.classes)} have fewer than {FEW_OF_A_CLASS} rows): "
-            "try a smaller learning_rate, or join rare classes in labels.sql"
-        )
-
-
-def _few_of_a_class(data: TrainingData) -> Iterator[str]:
-    """The classes of which a sample in proportion holds few rows, where a balanced one would hold at least twice as many."""
-    if data.balanced or data.label is None or data.fit.height == data.rows_before_cap:
-        return
-    kept, balanced = class_counts(data.fit, data.label), equal_shares(data.classes_before_cap, data.fit.height)
-    for name, before in sorted(data.classes_before_cap.items()):
-        if kept[name] < FEW_OF_A_CLASS and balanced[name] >= 2 * kept[name]:
-            rows = f"the sample holds {kept[name]:,} of {before:,} rows of the class {name}"
-            yield f"{rows}; model.train.sample: balanced keeps {balanced[name]:,}"
-
-
-def _apart(data: TrainingData) -> Iterator[str]:
-    """The number of rows that the judged fit did not learn from because their group is evaluated; nothing if there are none."""
+def _remarks(
+    fitted: Fitted, remarks: Sequence[str], kept: pl.DataFrame, data: TrainingData, refinements: Refinements
+) -> tuple[str, ...]:
+    """What a person should know of a fit to rows: what its library said of it, and what is noticed in the rows and the metrics."""
+    noticed, classes = list(remarks), fitted.signature.classes
+    own = fitted.metrics.get("log_loss")
+    other = None if fitted.trivial is None else fitted.trivial.baseline.metrics.get("log_loss")
+    if fitted.signature.task == "multiclass" and data.label is not None and own and other and own >= DIVERGED * other:
+        rare = sum(count < FEW_OF_A_CLASS for count in class_counts(kept, data.label).values())
+        if rare:
+            noticed.append(
+                f"its probabilities are worse than the shares of the classes (log_loss {own:.2f} against {other:.2f}), which boosted "
+                f"trees run into where classes are rare ({rare} of {len(classes)} have fewer than {FEW_OF_A_CLASS} rows): "
+                "try a smaller learning_rate, or join rare classes in labels.sql"
+            )
+    if not data.balanced and data.label is not None and data.fit.height != data.rows_before_cap:
+        # a sample in proportion holds few rows of a class, where a balanced one would hold at least twice as many
+        sampled, balanced = class_counts(data.fit, data.label), equal_shares(data.classes_before_cap, data.fit.height)
+        for name, before in sorted(data.classes_before_cap.items()):
+            if sampled[name] < FEW_OF_A_CLASS and balanced[name] >= 2 * sampled[name]:
+                rows = f"the sample holds {sampled[name]:,} of {before:,} rows of the class {name}"
+                noticed.append(f"{rows}; model.train.sample: balanced keeps {balanced[name]:,}")
     if data.rows_apart:
-        yield f"{data.rows_apart:,} earlier rows of the groups in the evaluation rows are left out of the fit that is judged"
-
-
-def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.DataFrame:
-    """The rows of the classes that a model knows; all rows for a model without classes."""
-    if label is None or signature.task not in ("binary", "multiclass"):
-        return rows
-    return rows.filter(known_to(signature.classes, rows[label]))
+        groups = "earlier rows of the groups in the evaluation rows are left out of the fit that is judged"
+        noticed.append(f"{data.rows_apart:,} {groups}")
+    return (*noticed, *refinements.remarks, *(() if fitted.search is None else fitted.search.remarks))
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
@@ -370,48 +306,3 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
         msg = f"The classes {listed(map(repr, alike))} differ only by case, so their score columns would have one name."
         raise TrainingRefusedError(msg, hint="write each class in one way, or rename one of them, in labels.sql.")
     return classes
-
-
-def _leaks(
-    signature: Signature,
-    learned: tuple[pl.DataFrame, NDArray[np.float64], NDArray[Any] | None],
-    data: TrainingData,
-    metrics: dict[str, float],
-    evaluated: pl.DataFrame,
-) -> list[SuspectedLeak]:
-    """The suspected leaks of a model that `learned` from rows, also encoded, and from their labels."""
-    (kept, matrix, truth), contract, task = learned, signature.contract, signature.task
-    if truth is None or data.label is None or task in ("clustering", "outliers"):
-        return []
-    categorical = [column.type == "category" for column in contract.columns]
-    filled = [name for name in contract.names if not data.fit[name].null_count() + data.evaluate[name].null_count()]
-    apart = [kept[name].rank("dense").cast(pl.Int64).to_numpy() for name in (GROUP, PARTITION_START) if name in kept]
-    entities = [kept[ENTITY].to_numpy()] if ENTITY in kept else []
-    with one_thread():
-        leaks = suspected_leaks(
-            matrix,
-            contract.names,
-            categorical,
-            truth,
-            classes=task != "regression",
-            blocks=next(iter(apart), None),
-            entities=entities,
-        )
-    named = {name for leak in leaks for name in leak.columns}
-    by_nulls = null_with_the_label(data.nulls_unlabelled, data.rows_unlabelled, filled)
-    leaks += [leak for leak in by_nulls if not named & {*leak.columns}]
-    leaks = leaks or suspiciously_good(metrics, evaluated, data.label, task)
-    leaks += on_both_sides(kept, evaluated, contract.names, data.label)
-    if PARTITION_START in kept and pl.concat([kept[PARTITION_START], evaluated[PARTITION_START]]).n_unique() == 1:
-        leaks += of_known_entities(kept, evaluated, contract.names, data.label)  # a snapshot is divided by row
-    return leaks
-
-
-def suspiciously_good(
-    metrics: dict[str, float], evaluated: pl.DataFrame, label: str | None, task: Task
-) -> list[SuspectedLeak]:
-    """The model itself as a suspected leak, if it is nearly perfect on its evaluation rows."""
-    if label is None or not evaluated.height:
-        return []
-    rows = evaluated.height if task == "regression" else min(evaluated[label].unique_counts().to_list())
-    return nearly_perfect(metrics, rows)

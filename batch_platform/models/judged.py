@@ -17,7 +17,7 @@ from batch_platform.kernels.native_threads import one_thread
 from batch_platform.kernels.predictor import Predictor
 from batch_platform.models.contract import BINARY, ClassLabel, Signature, Task
 from batch_platform.monitoring.comparison import Verdict
-from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth
+from batch_platform.monitoring.metrics import CLASSIFICATION, as_truth, known_to
 from batch_platform.monitoring.outcomes import PARTITION, Outcomes, weights_of
 
 SCORES_FILE = "evaluation.parquet"
@@ -73,6 +73,13 @@ def scores_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, la
         return None
     named = rows[ROW].to_numpy() if ROW in rows.columns else np.arange(rows.height, dtype=np.uint64)
     return JudgedScores(outcomes_of(predictor, signature, rows, label), named)
+
+
+def known_rows(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.DataFrame:
+    """The rows of the classes that a model knows; all rows for a model without classes."""
+    if label is None or signature.task not in CLASSIFICATION:
+        return rows
+    return rows.filter(known_to(signature.classes, rows[label]))
 
 
 def _units(rows: pl.DataFrame) -> dict[str, NDArray[np.integer]]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.models.registry import Registry
-from batch_platform.models.timeline import Stretch
+from batch_platform.models.registry import Registry, Stretch
 from batch_platform.warehouse.ledger import Action, Promotion, ScoreRun, Version
 
 

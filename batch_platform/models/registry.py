@@ -1,7 +1,15 @@
 """Trained versions and the decisions on them, and the tables that hold both.
 
-The tables are append-only: a version is a fact, a promotion an event. The champion depends only on what is recorded and on the
-start of the partition; see `timeline`. What a person may decide is in `promotion`.
+The tables are append-only: a version is a fact, a promotion an event. What a person may decide is in `promotion`.
+
+Every approval is an entry "from X on, version V serves", whoever made it and whenever: the gate's holds from the serving period
+on, that of a person from the partition on that was named. An entry holds until the next one begins. Any later decision against a
+version, such as a rollback, cancels its earlier entries from the partition on at which that decision begins to hold; there, what had
+served before serves again.
+
+A partition is served by the entry that holds at its start. When the decision was made does not matter for that, and no clock
+is read: a decision of today about March counts for March, and scores that March got before are stale. The ledger says which
+scores were made so: `hindsight` of `score_runs` is true where the decision was made only after the partition had ended.
 """
 
 import json
@@ -10,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import duckdb
@@ -18,7 +26,6 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, TrainingRefusedError, WrongUseError, listed, named
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.models.timeline import Timeline
 from batch_platform.monitoring.comparison import Difference, Verdict
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.warehouse.descriptions import OF_PIPELINES, RUN, Description
@@ -52,6 +59,98 @@ OF_PIPELINES[SUSPECTED_LEAKS] = Description(
 )
 Recorded = TypeVar("Recorded", Version, Promotion, ModelTraining, ChallengerTraining)
 AnyTraining = ModelTraining | ChallengerTraining
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of time in which one version serves by one decision."""
+
+    begin: datetime
+    end: datetime | None  # exclusive; None: until further notice
+    version: Version
+    decision: Promotion
+
+    @property
+    def approved_from(self) -> datetime:
+        """The instant from which the decision holds; before the stretch, another version may have served that was cancelled later."""
+        return _holds_from(self.version, self.decision)
+
+    def is_hindsight(self, partition: Partition) -> bool:
+        """Return whether the version was approved to serve a partition only after the partition had ended."""
+        return self.decision.decided_at >= partition.end
+
+
+def _holds_from(version: Version, approval: Promotion) -> datetime:
+    return max(version.serving_start, approval.holds_from or version.serving_start)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An approval."""
+
+    begin: datetime
+    number: int  # position of the decision among all decisions
+    version: Version
+    decision: Promotion
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The decisions on the versions of a pipeline, in order of time."""
+
+    versions: Mapping[str, Version]  # key: name
+    decisions: Sequence[Promotion]
+
+    def at(self, instant: datetime) -> Stretch | None:
+        """The stretch in which an instant lies; None if no version serves then."""
+        changes = bisect_right(self._changes, instant, key=itemgetter(0))
+        return self._changes[changes - 1][1] if changes else None
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """The stretches, in order; between two of them there may be a time in which no version serves."""
+        return [stretch for _, stretch in self._changes if stretch is not None]
+
+    @cached_property
+    def _changes(self) -> list[tuple[datetime, Stretch | None]]:
+        """The instants at which another entry begins to hold, in order, each with the stretch in which it holds."""
+        decided = {decision.holds_from for decision in self.decisions if decision.holds_from is not None}
+        holding: list[tuple[datetime, _Entry | None]] = []
+        for instant in sorted(decided | {version.serving_start for version in self.versions.values()}):
+            entry = next((entry for entry in self._newest_first if self._holds(entry, instant)), None)
+            if entry != (holding[-1][1] if holding else None):
+                holding.append((instant, entry))
+        ends = [*(begin for begin, _ in holding), None][1:]
+        return [
+            (begin, None if entry is None else Stretch(begin, end, entry.version, entry.decision))
+            for (begin, entry), end in zip(holding, ends, strict=True)
+        ]
+
+    @cached_property
+    def _newest_first(self) -> list[_Entry]:
+        """The approvals, that with the latest begin first; of equal begins, the one decided last."""
+        entries = [
+            _Entry(_holds_from(version, decision), number, version, decision)
+            for number, decision in enumerate(self.decisions)
+            if decision.action == "approved" and (version := self.versions.get(decision.version)) is not None
+        ]
+        return sorted(entries, key=lambda entry: (entry.begin, entry.number), reverse=True)
+
+    @cached_property
+    def _against(self) -> dict[str, list[tuple[int, Promotion]]]:
+        """The decisions against each version, with their positions."""
+        against: dict[str, list[tuple[int, Promotion]]] = {}
+        for number, decision in enumerate(self.decisions):
+            if decision.action != "approved":
+                against.setdefault(decision.version, []).append((number, decision))
+        return against
+
+    def _holds(self, entry: _Entry, instant: datetime) -> bool:
+        """Return whether an entry has begun at an instant, and no later decision cancels it there."""
+        return entry.begin <= instant and not any(
+            number > entry.number and (decision.holds_from is None or decision.holds_from <= instant)
+            for number, decision in self._against.get(entry.version.version, ())
+        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from batch_platform.pipeline.backtest_models import (
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.score import BACKTEST_TABLES
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.orders import Watch
+from batch_platform.scoring.partition import Watch
 from batch_platform.scoring.run import BundleOf, Due, orders_of, staged_whole
 from batch_platform.warehouse.database import Warehouse, require_none_erased
 from batch_platform.warehouse.ledger import ScoreRun, as_record, create_table, insert, note_partitions, read_latest

@@ -20,7 +20,7 @@ from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.training import Training
 from batch_platform.planning.state import State
-from batch_platform.scoring.orders import BundleFolder
+from batch_platform.scoring.partition import BundleFolder
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from batch_platform.pipeline.state_keeper import StateKeeper
 from batch_platform.pipeline.train import Trained, TrainedChallenger, TrainingStep
 from batch_platform.planning.holds import awaited_labels
 from batch_platform.planning.state import State, checked
-from batch_platform.scoring.orders import BundleFolder, Watch
+from batch_platform.scoring.partition import BundleFolder, Watch
 from batch_platform.scoring.run import Committed
 from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.database import Warehouse

@@ -14,10 +14,9 @@ from batch_platform.models.registry import Version, read_registry
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.set_apart import setting_apart
 from batch_platform.planning.state import State
-from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.orders import Watch
-from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, read_committed
+from batch_platform.scoring.partition import Watch
+from batch_platform.scoring.run import BundleOf, Committed, Due, ScoringRun, Unscored, challengers_of, read_committed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.deletion import drop_scores
 from batch_platform.warehouse.ledger import ScoreRun, read_latest

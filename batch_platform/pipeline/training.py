@@ -23,11 +23,13 @@ from batch_platform.features.history import (
     window_sha256,
 )
 from batch_platform.features.row_checks import made_from_outcomes, place_in_sql
+from batch_platform.models.baseline import measured
 from batch_platform.models.bundle import Evaluation, JudgedFit, Manifest, Window, read_reference
 from batch_platform.models.clusters import Former, keep_numbers
 from batch_platform.models.contract import Positive, infer_contract
 from batch_platform.models.declared_model import is_classification, read_import, require_rule
-from batch_platform.models.fitting import Fitted, Refining, fit, measured, refit, suspiciously_good
+from batch_platform.models.fitting import Fitted, Refining, fit, refit
+from batch_platform.models.leaks import suspiciously_good
 from batch_platform.models.reference import after_refit, reference_of, with_basis, with_prediction
 from batch_platform.models.refinements.known import declared, holds_out
 from batch_platform.monitoring.leakage import SuspectedLeak

@@ -3,20 +3,17 @@
 Any engine calls this for each batch. It fits nothing, and a row's score does not depend on the other rows.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, listed, shortened
+from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import BINARY, OFFENDER, REASON
 from batch_platform.models.reference import profiled
@@ -29,15 +26,45 @@ from batch_platform.models.refinements.refinement import (
     model_of,
 )
 from batch_platform.monitoring.outcomes import prediction_columns
-from batch_platform.monitoring.profiles import Profile, RowSketch
+from batch_platform.monitoring.profiles import Profile, RowSketch, merged_profiles
 from batch_platform.monitoring.segments import SegmentCounts
-from batch_platform.scoring.rejected_rows import rows_as_json
+from batch_platform.scoring.rejected_rows import SAMPLES, reasons_of, samples_of
 
 NOT_FINITE = "the score is NaN or infinite"
-SAMPLES = 3
-REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
-_NOT_PROFILED: tuple[tuple[Profile, ...], SegmentCounts, RowSketch] = (), SegmentCounts(), RowSketch()
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of some rows of a partition: scored, rejected and why, and the profiles of the scored rows."""
+
+    rows_in: int = 0
+    rows_scored: int = 0
+    rows_rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
+    unseen: dict[str, int] = field(
+        default_factory=dict[str, int]
+    )  # rows with a category that the model does not know, by column
+    samples: tuple[str, ...] = ()  # the first rejected rows, each by its key and the value that is the reason
+    ignored: tuple[str, ...] = ()  # feature columns that are neither inputs of the model, nor kept, nor declared
+    # Features and prediction of the scored rows; empty unless asked for, and if the version has no reference profile.
+    profiles: tuple[Profile, ...] = field(default=(), compare=False)
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts, compare=False)
+    sketch: RowSketch = field(default_factory=RowSketch, compare=False)  # empty if `monitoring.rows` is off
+
+    def __add__(self, further: "Counts") -> "Counts":
+        """The counts of these rows and of the rows after them."""
+        return Counts(
+            rows_in=self.rows_in + further.rows_in,
+            rows_scored=self.rows_scored + further.rows_scored,
+            rows_rejected=self.rows_rejected + further.rows_rejected,
+            reasons=dict(Counter(self.reasons) + Counter(further.reasons)),
+            unseen=dict(Counter(self.unseen) + Counter(further.unseen)),
+            samples=(self.samples + further.samples)[:SAMPLES],
+            ignored=tuple(dict.fromkeys(self.ignored + further.ignored)),
+            profiles=merged_profiles([self.profiles, further.profiles]),
+            by_segment=self.by_segment + further.by_segment,
+            sketch=self.sketch + further.sketch,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,10 +73,7 @@ class Scored:
 
     predictions: pl.DataFrame
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
-    unseen: dict[str, int]  # rows with a category that the model does not know, by column
-    profiles: tuple[Profile, ...] = ()  # profiles of the scored rows; empty unless asked for, and without a reference
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # counts of the same rows
-    sketch: RowSketch = field(default_factory=RowSketch)  # sketch of the same rows; empty if `monitoring.rows` is off
+    counts: Counts
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
@@ -101,8 +125,25 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
     if decide is not None:
         added.append(decision_column(decide, output, bundle.manifest.task, bundle.manifest.classes))
     predictions = _with_added(predictions, added, spec)
-    counted = _profiled(bundle, spec, (kept, matrix), raw, rejected) if profile else _NOT_PROFILED
-    return Scored(predictions, rejected, unseen, *counted)
+    used = {*bundle.contract.names, *carried, *spec.features.columns}
+    counts = Counts(
+        rows_in=rows.height,
+        rows_scored=predictions.height,
+        rows_rejected=rejected.height,
+        reasons=reasons_of(rejected),
+        unseen=unseen,
+        samples=samples_of(rejected, spec),
+        ignored=tuple(name for name in rows.columns if name not in used),
+    )
+    if profile:
+        by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
+        segments, as_wholes = spec.monitoring.segments, spec.monitoring.rows
+        scored_rows, signature = (kept, matrix), bundle.signature
+        profiles, by_segment, sketch = profiled(
+            bundle.reference, scored_rows, raw, signature, by_column, segments, as_wholes=as_wholes
+        )
+        counts = replace(counts, profiles=profiles, by_segment=by_segment, sketch=sketch)
+    return Scored(predictions, rejected, counts)
 
 
 def _with_added(predictions: pl.DataFrame, added: Sequence[pl.Series], spec: PipelineSpec) -> pl.DataFrame:
@@ -115,20 +156,6 @@ def _with_added(predictions: pl.DataFrame, added: Sequence[pl.Series], spec: Pip
             hint="a refinement adds one value per row, in columns of new names: rename the kept column, or correct the refinement.",
         )
     return predictions.with_columns(added)
-
-
-def _profiled(
-    bundle: Bundle,
-    spec: PipelineSpec,
-    rows: tuple[pl.DataFrame, NDArray[np.float64]],
-    raw: NDArray[Any] | None,
-    rejected: pl.DataFrame,
-) -> tuple[tuple[Profile, ...], SegmentCounts, RowSketch]:
-    by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
-    declared = spec.monitoring
-    return profiled(
-        bundle.reference, rows, raw, bundle.signature, by_column, declared.segments, as_wholes=declared.rows
-    )
 
 
 def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:
@@ -154,7 +181,7 @@ def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) 
 
 
 def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
-    carried = _carried_by(spec, keep)
+    carried = list(dict.fromkeys([*spec.features.key_and_time, *keep]))
     if missing := [name for name in carried if name not in kept.columns]:
         own = [name for name in kept.columns if not name.startswith("__")]  # the others are of the platform
         msg = f"{spec.name}: the features lack the columns {listed(missing)}; they have {listed(own)}."
@@ -166,64 +193,3 @@ def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, keep: Seque
         )
         raise DataError(msg, hint="rename the columns in the features.")
     return carried
-
-
-def ignored_columns(present: Sequence[str], bundle: Bundle, spec: PipelineSpec) -> tuple[str, ...]:
-    """The feature columns that are neither inputs of the model, nor kept, nor declared."""
-    used = {*bundle.contract.names, *_carried_by(spec, spec.predictions.keep), *spec.features.columns}
-    return tuple(name for name in present if name not in used)
-
-
-def _carried_by(spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*spec.features.key_and_time, *keep]))
-
-
-def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
-    """Rejected rows as the warehouse stores them, with the columns of REJECTED."""
-    return rejected.select(
-        pl.lit(partition.key).alias("partition_key"),
-        rows_as_json(rejected.select(spec.features.key)).alias("key"),
-        pl.col(REASON).alias("reason"),
-        pl.col(OFFENDER).alias("column_name"),
-        rows_as_json(rejected.drop(REASON, OFFENDER)).alias("row"),
-        pl.lit(stamp.run_id).alias("run_id"),
-    )
-
-
-def reasons_of(rejected: pl.DataFrame) -> dict[str, int]:
-    """Number of rejected rows by column and reason, the most frequent first."""
-    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON, descending=[True, False, False])
-    return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
-
-
-def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
-    """Keys of the first rejected rows, each with the value that is the reason."""
-    key = spec.features.key
-    samples: list[str] = []
-    for at, row in enumerate(rejected.head(SAMPLES).select(*key, OFFENDER).iter_rows()):
-        named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
-        column = row[-1]
-        value = rejected[column][at] if column else None
-        shown = f"no {column}" if value is None else f"{column}={shortened(value)}"
-        samples.append(f"{named} ({shown})" if column else named)
-    return samples
-
-
-def repeated_text(text: str, rows: int) -> pa.DictionaryArray:
-    """A column with the same text in every row, stored once.
-
-    Made of plain buffers: Arrow's own conversions from Python values first import pandas, wherever it is installed.
-    """
-    encoded = text.encode()
-    bounds = np.array([0, len(encoded)], np.int32)
-    once = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(bounds), pa.py_buffer(encoded)])
-    places = pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(np.zeros(rows, np.int32))])
-    return pa.DictionaryArray.from_arrays(places, once)
-
-
-def repeated_time(moment: datetime, rows: int) -> pa.Array:
-    """A column with the same time in every row, as microseconds in UTC; see `repeated_text`."""
-    microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
-    return pa.Array.from_buffers(
-        pa.timestamp("us", "UTC"), rows, [None, pa.py_buffer(np.full(rows, microseconds, np.int64))]
-    )

@@ -15,8 +15,7 @@ from batch_platform.declaration.predictions import DECISION, Decide
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import parquet_writer
 from batch_platform.models.refinements.reasons import COLUMN as REASONS
-from batch_platform.scoring.challengers import ChallengerScores
-from batch_platform.scoring.partition import Staged
+from batch_platform.scoring.partition import ChallengerScores, Staged
 from batch_platform.warehouse.replacing import rows_of_files
 from batch_platform.warehouse.sql import in_memory, literal, quoted
 from batch_platform.warehouse.tables_in_files import PREDICTIONS, file_xxh3, storage_explained

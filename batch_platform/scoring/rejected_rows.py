@@ -1,4 +1,4 @@
-"""Rejected rows: their encoding, and the report on them, which reads the published copy."""
+"""Rejected rows: how they are stored, and the report on them, which reads the published copy."""
 
 import json
 import math
@@ -9,13 +9,19 @@ from typing import Any
 import duckdb
 import polars as pl
 import polars.selectors as cs
+import pyarrow as pa
 
-from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.declaration.errors import NothingPublishedError, shortened
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.models.contract import OFFENDER, REASON
 from batch_platform.monitoring.measures.scored import REJECTED, rejected_because
 from batch_platform.warehouse.failures import REFUSED_ROWS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
+
+SAMPLES = 3
+COLUMNS = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # all text
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,42 @@ def rows_as_json(rows: pl.DataFrame) -> pl.Series:
         }
         texts.append(json.dumps(json.loads(text) | named, ensure_ascii=False, separators=(",", ":")))
     return encoded.scatter(infinite, texts) if texts else encoded
+
+
+def stored_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition_key: str, run_id: str) -> pa.Table:
+    """Rejected rows as the warehouse stores them, with the COLUMNS."""
+    if not rejected.height:  # made by polars: Arrow would import pandas for it
+        return pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)).to_arrow()
+    stored = rejected.select(
+        pl.lit(partition_key).alias("partition_key"),
+        rows_as_json(rejected.select(spec.features.key)).alias("key"),
+        pl.col(REASON).alias("reason"),
+        pl.col(OFFENDER).alias("column_name"),
+        rows_as_json(rejected.drop(REASON, OFFENDER)).alias("row"),
+        pl.lit(run_id).alias("run_id"),
+    )
+    return stored.to_arrow()
+
+
+def reasons_of(rejected: pl.DataFrame) -> dict[str, int]:
+    """Number of rejected rows by column and reason, the most frequent first."""
+    if not rejected.height:
+        return {}
+    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON, descending=[True, False, False])
+    return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
+
+
+def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> tuple[str, ...]:
+    """Keys of the first rejected rows, each with the value that is the reason."""
+    key = spec.features.key
+    samples: list[str] = []
+    for at, row in enumerate(rejected.head(SAMPLES).select(*key, OFFENDER).iter_rows()):
+        named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
+        column = row[-1]
+        value = rejected[column][at] if column else None
+        shown = f"no {column}" if value is None else f"{column}={shortened(value)}"
+        samples.append(f"{named} ({shown})" if column else named)
+    return tuple(samples)
 
 
 def rejections(

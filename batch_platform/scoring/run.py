@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,12 +19,21 @@ from typing import Any, TypeVar
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, DataError, threads_explained
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    WrongUseError,
+    counted,
+    failure_of,
+    listed,
+    threads_explained,
+)
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
-from batch_platform.models.registry import Version, is_in_sample
-from batch_platform.models.timeline import Stretch
+from batch_platform.models.contract import UNSEEN_NULL
+from batch_platform.models.registry import Registry, Stretch, Version, is_in_sample
 from batch_platform.monitoring.catalogue import (
     Subject,
     read_values,
@@ -35,14 +44,12 @@ from batch_platform.monitoring.catalogue import (
 from batch_platform.monitoring.measure import ChallengerRun, Commits, ScoredPart, StagedChallenger
 from batch_platform.monitoring.measures.scored import REJECTIONS
 from batch_platform.monitoring.reference import ReferenceProfile
-from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import Engine
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder
-from batch_platform.scoring.partition import Spent, Staged, require_within_budget
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Spent, Staged
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, StagedFile, staged_files
+from batch_platform.warehouse.tables_in_files import CHALLENGER_SCORES, PREDICTIONS, staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
@@ -116,6 +123,28 @@ class Due:
         return run is not None and (run.model_sha256, run.input_hash, run.code_version, run.decision_rule) == inputs
 
 
+def challengers_of(
+    spec: PipelineSpec, registry: Registry, partition: Partition, champion: Version
+) -> dict[str, Version | str]:
+    """The versions that score a partition beside its champion, by name of the challenger; or why a declared one cannot.
+
+    A challenger without a version for the partition is left out, and so is the champion itself.
+    """
+    versions: dict[str, Version | str] = {}
+    for challenger in spec.challengers:
+        name = challenger.version
+        if name is None:
+            trained = registry.challenger_at(challenger.name, partition.start)
+            name = None if trained is None else trained.version
+        if name is None or name == champion.version:
+            continue
+        try:
+            versions[challenger.name] = registry.present(name)
+        except WrongUseError as error:
+            versions[challenger.name] = failure_of(error)
+    return versions
+
+
 @dataclass(frozen=True)
 class ScoringRun:
     """The context that the partitions of one run share."""
@@ -166,11 +195,11 @@ class ScoringRun:
             return Unscored(staged.partition, error, staged.rejected)
         return None
 
-    def _run(self, due: Due, staged: Staged) -> ScoreRun:
-        """The ledger row of a scored partition."""
-        partition, model = due.partition, due.model
-        return ScoreRun(
-            pipeline=self.history.spec.name,
+    def _prepared(self, due: Due, staged: Staged) -> tuple[StagedScores, ScoredPart]:
+        """A scored partition as the warehouse commits it, and as measures look at it; failures of challengers are logged."""
+        partition, model, counts, spec = due.partition, due.model, staged.counts, self.history.spec
+        run = ScoreRun(
+            pipeline=spec.name,
             partition_key=partition.key,
             partition_start=partition.start,
             partition_end=partition.end,
@@ -179,10 +208,10 @@ class ScoringRun:
             input_hash=due.build.sha256,
             code_version=self.code_version(model.version),
             engine="; ".join([self.engine.name, *staged.remarks]),
-            rows_in=staged.counts.rows_in,
-            rows_scored=staged.counts.rows_scored,
-            rows_rejected=staged.counts.rows_rejected,
-            in_sample=is_in_sample(self.history.spec, model, partition),
+            rows_in=counts.rows_in,
+            rows_scored=counts.rows_scored,
+            rows_rejected=counts.rows_rejected,
+            in_sample=is_in_sample(spec, model, partition),
             started_at=staged.started_at,
             committed_at=staged.started_at,  # replaced when it is committed
             run_id=self.stamp.run_id,
@@ -190,49 +219,39 @@ class ScoringRun:
             hindsight=due.service is None or due.service.is_hindsight(partition),
             decision_rule=self.decision_rule,
         )
-
-    def _scores(self, due: Due, staged: Staged) -> StagedScores:
-        """The rows and files of a scored partition that the warehouse commits."""
-        run = self._run(due, staged)
-        return StagedScores(
-            predictions=staged.predictions,
-            rejected=staged.rejected,
-            run=run,
-            seen_seq=0 if due.standing is None else due.standing.seq,
-            files=self._in_files(run, PREDICTIONS, staged.predictions, staged.hashes),
-            decided=staged.decided,
+        published = partial(staged_files, run) if spec.predictions.in_files else lambda *_, **__: None
+        seen_seq = 0 if due.standing is None else due.standing.seq
+        files = published(PREDICTIONS, staged.predictions, staged.hashes)
+        challengers = list[StagedChallenger]()
+        for scores in staged.challengers:
+            version, agreed = due.challengers[scores.name], scores.agreement.result()
+            if scores.failure:
+                msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
+                _log.warning(msg, run.pipeline, run.partition_key, scores.name, scores.failure)
+            made = ChallengerRun(
+                partition_key=run.partition_key,
+                challenger=scores.name,
+                model_version=version.version if isinstance(version, Version) else None,
+                champion_version=run.model_version,
+                rows_in=run.rows_scored,
+                rows_scored=scores.rows_scored,
+                rows_rejected=0 if scores.failure else scores.rows_in - scores.rows_scored,
+                reasons=json.dumps(scores.reasons),
+                rank_correlation=agreed.rank_correlation,
+                decisions_flipped=agreed.decisions_flipped,
+                failure=scores.failure or None,
+                in_sample=isinstance(version, Version) and is_in_sample(spec, version, partition),
+                scored_at=run.started_at,
+                run_id=run.run_id,
+            )
+            own = published(CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
+            challengers.append(StagedChallenger(made, scores.files, own, staged.decided))
+        return (
+            StagedScores(staged.predictions, staged.rejected, run, seen_seq, files, staged.decided),
+            ScoredPart(
+                staged.predictions, counts.profiles, counts.by_segment, counts.reasons, challengers, counts.sketch
+            ),
         )
-
-    def _in_files(self, run: ScoreRun, *table_and_files: Any, challenger: str | None = None) -> list[StagedFile] | None:  # noqa: ANN401 - see `staged_files`
-        """Files of a partition that are published as they are; None if their rows are copied."""
-        in_files = self.history.spec.predictions.in_files
-        return staged_files(run, *table_and_files, challenger=challenger) if in_files else None
-
-    def _challenger(self, scores: ChallengerScores, due: Due, staged: Staged) -> StagedChallenger:
-        """The part of the commit that a challenger adds; a failure is logged."""
-        version, run = due.challengers[scores.name], self._run(due, staged)
-        if scores.failure:
-            msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
-            _log.warning(msg, run.pipeline, run.partition_key, scores.name, scores.failure)
-        agreed = scores.agreement.result()
-        made = ChallengerRun(
-            partition_key=run.partition_key,
-            challenger=scores.name,
-            model_version=version.version if isinstance(version, Version) else None,
-            champion_version=run.model_version,
-            rows_in=run.rows_scored,
-            rows_scored=scores.rows_scored,
-            rows_rejected=0 if scores.failure else scores.rows_in - scores.rows_scored,
-            reasons=json.dumps(scores.reasons),
-            rank_correlation=agreed.rank_correlation,
-            decisions_flipped=agreed.decisions_flipped,
-            failure=scores.failure or None,
-            in_sample=isinstance(version, Version) and is_in_sample(self.history.spec, version, due.partition),
-            scored_at=run.started_at,
-            run_id=run.run_id,
-        )
-        files = self._in_files(run, CHALLENGER_SCORES, scores.files, scores.hashes, challenger=scores.name)
-        return StagedChallenger(made, scores.files, files, staged.decided)
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile:
         """The reference profile of the version that scored a partition."""
@@ -252,8 +271,9 @@ class ScoringRun:
 
     def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
         """Commit staged rows and what is measured of them in one transaction."""
-        parts, began = {due.partition.key: self._part(due, staged) for due, staged in group}, perf_counter()
-        values = dict[str, dict[str, Any]]()
+        began, values = perf_counter(), dict[str, dict[str, Any]]()
+        prepared = [self._prepared(due, staged) for due, staged in group]
+        parts = {scores.run.partition_key: part for scores, part in prepared}
 
         def commits_of(runs: Sequence[ScoreRun]) -> Commits:
             return replace(self.commits, runs=runs, reference_of=self._reference)
@@ -271,7 +291,7 @@ class ScoringRun:
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
-            [self._scores(due, staged) for due, staged in group],
+            [scores for scores, _ in prepared],
             may_empty=self.force,
             clock=self.stamp.now,
             clear=self.clear,
@@ -300,11 +320,23 @@ class ScoringRun:
             for (due, staged), run in zip(group, runs, strict=True)
         ]
 
-    def _part(self, due: Due, staged: Staged) -> ScoredPart:
-        """The part of a scored partition that measures look at."""
-        challengers = [self._challenger(scores, due, staged) for scores in staged.challengers]
-        counted = staged.profiles, staged.by_segment, staged.counts.reasons
-        return ScoredPart(staged.predictions, *counted, challengers, staged.sketch)
+
+def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
+    """Raise a DataError with the reasons and samples if more rows are rejected than is declared."""
+    counts, budget = staged.counts, spec.features.rejected_budget
+    if not budget.is_exceeded(counts.rows_rejected, counts.rows_in):
+        return
+    top = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in Counter(counts.reasons).most_common(3))
+    msg = (
+        f"{spec.name}, partition {staged.partition.key}: {counts.rows_rejected} of {counts.rows_in} rows break the "
+        f"contract, more than max_rejected ({budget}) allows; nothing is published. Broken rules: {top}. "
+        f"For example {'; '.join(counts.samples)}."
+    )
+    seen = f"batch-platform rejected {spec.name} --partition {staged.partition.key} shows the rows"
+    nulls = [reason.removesuffix(f": {UNSEEN_NULL}") for reason in counts.reasons if reason.endswith(UNSEEN_NULL)]
+    allowing = listed(f"features.columns.{column}: {{nullable: true}}" for column in nulls)
+    allow_nulls = f"allow nulls with {allowing}, " if nulls else ""
+    raise DataError(msg, hint=f"{seen}; correct the features, {allow_nulls}or raise features.max_rejected.")
 
 
 def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> Generator[ScoringOrder]:

@@ -29,8 +29,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
-from batch_platform.scoring.partition import Staged, merged, unwatched
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged, Watch, merged, unwatched
 from batch_platform.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
 from batch_platform.spark.scoring_tasks import SUMMARY, Job, Summary, Task, parts_of, run_tasks
 from batch_platform.spark.staging import ObjectStaging, object_staging, require_here, store_errors

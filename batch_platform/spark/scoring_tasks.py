@@ -41,8 +41,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.comparison import Agreement
-from batch_platform.scoring.orders import BundleFolder, OpenModels, OpenOrder, ScoringOrder
-from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
+from batch_platform.scoring.partition import BundleFolder, OpenModels, ScoringOrder, Staged, opened_features, write_part
 from batch_platform.spark.staging import FULL_DISK, ObjectStaging, require_fit, running_task
 
 Stretches = Mapping[tuple[int, int], str]  # XXH3 (128 bits) of the bytes from a first position to before a last one
@@ -307,23 +306,22 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
     order = job.orders[task.order]
     name = f"{order.partition.key}.{attempt.task}.{attempt.unique}"
     stamp = Stamp(job.run_id, job.started_at)
-    models = _opened(job, order)
+    order, models = _opened(job, order)
     stretches: Stretches = {}
     with ExitStack() as stack:
         folder = job.folder if job.staging is None else Path(stack.enter_context(TemporaryDirectory(prefix="task-")))
         stack.enter_context(one_thread())
         file = stack.enter_context(opened_features(order, job.spec, folder, name))
-        writer = PartWriter(folder, name, order.challengers, lasting=job.spec.predictions.in_files)
         if task.part is None:
             file = file.held()
             file.require_unchanged()
-            staged = write_part(writer, models, file.batches(BATCH_ROWS), spec=job.spec, stamp=stamp)
+            staged = write_part(folder, name, order, models, file.batches(BATCH_ROWS), spec=job.spec, stamp=stamp)
             file.require_untouched()
         else:
             reader = ReadPart(file, task.part)
             batches, first_row = reader.batches(BATCH_ROWS), task.part.first_row
             try:
-                staged = write_part(writer, models, batches, first_row, spec=job.spec, stamp=stamp)
+                staged = write_part(folder, name, order, models, batches, first_row, spec=job.spec, stamp=stamp)
             except Exception:
                 file.require_unchanged()  # damage is no reason for another attempt
                 raise
@@ -342,15 +340,15 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
         return summary.taken_to(job.folder)
 
 
-def _opened(job: Job, order: ScoringOrder) -> OpenOrder:
-    """The models of an order, of which each is fetched and opened once in this process."""
+def _opened(job: Job, order: ScoringOrder) -> tuple[ScoringOrder, OpenModels]:
+    """The order and its models, of which each is fetched and opened once in this process."""
     if not _models or _models[0].job != job.folder:
         folder = None if job.staging is None else TemporaryDirectory(prefix="bundles-")
         _models[:] = [_Models(job.folder, OpenModels(job.spec), folder)]
     (models,) = _models
     if job.staging is not None and models.folder is not None:
         order = _fetched(order, job.staging, Path(models.folder.name))
-    return models.opened.opened(order)
+    return models.opened.opened(order), models.opened
 
 
 def _fetched(order: ScoringOrder, staging: ObjectStaging, folder: Path) -> ScoringOrder:

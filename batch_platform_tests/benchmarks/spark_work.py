@@ -26,7 +26,7 @@ from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.spark.scoring import SparkEngine
 from batch_platform.spark.session import executors_of, spark_session
 from batch_platform.warehouse.home import Home

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyspark
 
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.scoring.run import Due, orders_of
 from batch_platform.spark.session import QUICK_JAVA
 

@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "only the rejected rows of the last batch are counted",
-        "scoring/partition.py",
+        "scoring/batch.py",
         "rows_rejected=self.rows_rejected + further.rows_rejected,",
         "rows_rejected=further.rows_rejected,",
         ("scoring/test_batch.py",),

@@ -18,8 +18,8 @@ from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import NOT_FINITE, score_batch
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder
-from batch_platform.scoring.partition import Staged, require_within_budget
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged
+from batch_platform.scoring.run import require_within_budget
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.scoring.batches import DAY, SPEC, STAMP, bundle, rows

@@ -32,19 +32,19 @@ from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
-from batch_platform.scoring.batch import SAMPLES, score_batch
+from batch_platform.scoring.batch import Counts, score_batch
 from batch_platform.scoring.deciding import with_whole
 from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
-from batch_platform.scoring.orders import OpenModels, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
-    Counts,
-    PartWriter,
-    Spent,
+    OpenModels,
+    ScoringOrder,
     Staged,
+    Watch,
     merged,
     opened_features,
-    scored_batch,
+    write_part,
 )
+from batch_platform.scoring.rejected_rows import SAMPLES
 from batch_platform.warehouse.tables_in_files import file_xxh3
 from batch_platform_tests.harness.flavour_cases import CASES
 from batch_platform_tests.harness.small_pipeline import (
@@ -66,18 +66,15 @@ QUICK = ("trees",)  # models of the everyday tier
 
 def stage_in_parts(order: ScoringOrder, spec: PipelineSpec, folder: Path, stamp: Stamp, name: str) -> Staged:
     """Score a partition in a process that knows nothing but the order."""
-    models = OpenModels(spec).opened(order)
-    parts: list[Staged] = []
+    models, parts, first_row = OpenModels(spec), list[Staged](), 0
+    models.opened(order)
     with opened_features(order, spec, folder) as recorded:
         recorded.require_unchanged()
-        first_row = 0
         for batch in recorded.batches(ROWS_PER_FILE):
-            with PartWriter(folder, f"{order.partition.key}.{len(parts)}", order.challengers) as writer:
-                rows = pl.DataFrame(batch)
-                writer.write(scored_batch(rows, first_row, models=models, spec=spec, stamp=stamp))
-                first_row += rows.height
-            part = writer.staged(models, stamp.at, Spent(score=writer.seconds))
+            names, single = f"{order.partition.key}.{len(parts)}", (rows for rows in [batch])
+            part = write_part(folder, names, order, models, single, first_row, spec=spec, stamp=stamp)
             parts.append(replace(part, remarks=(*part.remarks, f"run by {name}")))
+            first_row += batch.num_rows
         return merged(parts)
 
 
@@ -238,8 +235,8 @@ def test_rejected_rows_have_a_reason_and_the_counts_balance(pipeline, tmp_path):
         assert counts.rows_in == counts.rows_scored + counts.rows_rejected
         assert (frame(part.predictions).height, rejected.height) == (counts.rows_scored, counts.rows_rejected)
         assert sum(counts.reasons.values()) == counts.rows_rejected
-        assert {profile.rows for profile in part.profiles} == {counts.rows_scored}
-        assert {profile.name: profile.rejected for profile in part.profiles}["amount"] == counts.rows_rejected
+        assert {profile.rows for profile in part.counts.profiles} == {counts.rows_scored}
+        assert {profile.name: profile.rejected for profile in part.counts.profiles}["amount"] == counts.rows_rejected
     assert [part.counts.rows_rejected for part in staged] == [2, 1, 0]
     assert staged[0].counts.reasons == {"amount: below the minimum 0": 2}
     assert staged[0].counts.samples == ("id=1290 (amount=-1.0)", "id=1300 (amount=-1.0)")

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.features.lake import parquet_writer
+from batch_platform.scoring.batch import Counts
 from batch_platform.scoring.deciding import with_whole
-from batch_platform.scoring.partition import Counts, Staged
+from batch_platform.scoring.partition import Staged
 from batch_platform.warehouse.replacing import rows_of_files
 from batch_platform.warehouse.sql import in_memory
 from batch_platform_tests.harness.small_pipeline import small_spec

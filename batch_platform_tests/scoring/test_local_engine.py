@@ -23,8 +23,7 @@ from batch_platform.features.lake import file_digests, parquet_writer
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder
-from batch_platform.scoring.partition import Staged
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.scoring.batches import STAMP, Sum, bundle, rows
 
@@ -229,7 +228,7 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 from batch_platform_tests.scoring.test_local_engine import CALENDAR, opened, staged
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform_tests.scoring.batches import bundle
 path, sha256, rows, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 (done,) = staged([ScoringOrder(CALENDAR.named("2024-02-03"), path, sha256, rows, opened(bundle(), "any"))], out)

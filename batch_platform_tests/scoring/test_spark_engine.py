@@ -31,7 +31,7 @@ from batch_platform.declaration.errors import DamagedFeaturesError, EngineError,
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.orders import ScoringOrder
+from batch_platform.scoring.partition import ScoringOrder
 from batch_platform.spark import scoring_tasks
 from batch_platform.spark import session as spark_sessions
 from batch_platform.spark.scoring import SparkEngine

@@ -15,8 +15,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import LocalEngine
-from batch_platform.scoring.orders import ScoringOrder, Watch
-from batch_platform.scoring.partition import Staged
+from batch_platform.scoring.partition import ScoringOrder, Staged, Watch
 
 
 class Engine(Protocol):

@@ -23,13 +23,14 @@ from batch_platform.declaration.threads import threads as available_threads
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.kernels.native_threads import one_thread, one_thread_here
 from batch_platform.models.bundle import Bundle
-from batch_platform.scoring.orders import OpenModels, OpenOrder, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
     Numbered,
-    PartWriter,
+    OpenModels,
     ScoredBatch,
+    ScoringOrder,
     Spread,
     Staged,
+    Watch,
     opened_features,
     unwatched,
     write_part,
@@ -77,34 +78,29 @@ class LocalEngine:
         """Score partitions into files; see `Engine.staged`."""
         opened = map(self._models.opened, orders)
         with ExitStack() as limit:
-            for number, (large, members) in enumerate(
-                groupby(opened, key=lambda models: models.order.rows > BATCH_ROWS)
-            ):
+            for number, (large, members) in enumerate(groupby(opened, key=lambda order: order.rows > BATCH_ROWS)):
                 if not number:  # a model and its libraries are loaded by now
                     limit.enter_context(one_thread())
                 yield from self._one_by_one(members) if large else self._side_by_side(members)
 
-    def _one_by_one(self, orders: Iterable[OpenOrder]) -> Generator[Staged]:
+    def _one_by_one(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
         """Score large partitions, each spread over all threads."""
-        for models in orders:
+        for order in orders:
             started = self._stamp.now()
-            with (
-                opened_features(models.order, self._spec, self._folder) as recorded,
-                self._checked_meanwhile(recorded),
-            ):
-                staged = self._write(models, recorded, started, self._spread, self._watch)
+            with opened_features(order, self._spec, self._folder) as recorded, self._checked_meanwhile(recorded):
+                staged = self._write(order, recorded, started, self._spread, self._watch)
             yield staged
 
-    def _side_by_side(self, orders: Iterable[OpenOrder]) -> Generator[Staged]:
+    def _side_by_side(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
         """Score small partitions, each on one thread, which checks and reads it, scores it and writes."""
 
-        def alone(timed: tuple[OpenOrder, datetime]) -> Staged:
-            models, started = timed
-            with opened_features(models.order, self._spec, self._folder) as recorded:
+        def alone(timed: tuple[ScoringOrder, datetime]) -> Staged:
+            order, started = timed
+            with opened_features(order, self._spec, self._folder) as recorded:
                 recorded.require_unchanged()
-                return self._write(models, recorded, started, map, unwatched)
+                return self._write(order, recorded, started, map, unwatched)
 
-        timed = ((models, self._stamp.now()) for models in orders)
+        timed = ((order, self._stamp.now()) for order in orders)
         with closing(in_order(self._scorers, alone, timed, at_once=self._threads + AHEAD)) as results:
             for staged in results:
                 self._watch(staged.partition, staged.counts.rows_in, staged.counts.rows_in)
@@ -140,14 +136,19 @@ class LocalEngine:
             yield from scored
 
     def _write(
-        self, models: OpenOrder, recorded: RecordedFile, started: datetime, spread: Spread, watch: Watch
+        self, order: ScoringOrder, recorded: RecordedFile, started: datetime, spread: Spread, watch: Watch
     ) -> Staged:
-        stamp = Stamp(self._stamp.run_id, started)
-        writer = PartWriter(
-            self._folder, models.order.partition.key, models.order.challengers, lasting=self._spec.predictions.in_files
+        return write_part(
+            self._folder,
+            order.partition.key,
+            order,
+            self._models,
+            recorded.batches(BATCH_ROWS),
+            spec=self._spec,
+            stamp=Stamp(self._stamp.run_id, started),
+            spread=spread,
+            watch=watch,
         )
-        batches = recorded.batches(BATCH_ROWS)
-        return write_part(writer, models, batches, spec=self._spec, stamp=stamp, spread=spread, watch=watch)
 
 
 def in_order(
