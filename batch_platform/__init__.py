@@ -28,11 +28,11 @@ else:
         "Home": "batch_platform.warehouse.home",
         "Pipeline": "batch_platform.pipeline.pipeline",
         "PipelineSpec": "batch_platform.declaration.spec",
-        "PlanRequest": "batch_platform.pipeline.wanted",
+        "PlanRequest": "batch_platform.planning.request",
         "Stamp": "batch_platform.declaration.stamp",
         "build_definitions": "batch_platform.components",
         "load_from_defs_folder": "batch_platform.components",
-        "make_plan": "batch_platform.pipeline.plan",
+        "make_plan": "batch_platform.planning.plan",
     }
 
     def __getattr__(name: str) -> object:
