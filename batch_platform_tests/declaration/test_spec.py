@@ -307,7 +307,7 @@ def test_no_key_and_no_kept_column_has_the_name_of_one_that_scoring_adds(name):
         ("predictions.rescore", False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
         ("predictions.deliver.0", {"parquet": "http://host/late"}, "give a path, or an address with"),
         ("predictions.deliver.0", {"csv": "s3://"}, "must name a bucket and an object or folder in it"),
-        ("predictions.deliver.0", {"delta": "s3://key:secret@lake/late"}, "and no credentials"),
+        ("predictions.deliver.0", {"delta": "s3://key:opensesame@lake/late"}, "and no credentials"),
         (
             "predictions.deliver.3.sql.uri",
             "snowflake://u:p@a/b",
@@ -502,7 +502,7 @@ def test_a_decision_rule_that_means_nothing_is_refused_with_the_nearest_one_that
     assert message.rpartition("predictions.decide.")[2] in str(error.value).replace("\n  Value error, ", ": ")
 
 
-CRM, SHOP = ({"uri": f"postgresql://u:secret@h/{name}", "table": "late"} for name in ("crm", "shop"))
+CRM, SHOP = ({"uri": f"postgresql://u:opensesame@h/{name}", "table": "late"} for name in ("crm", "shop"))
 
 
 @pytest.mark.parametrize(
