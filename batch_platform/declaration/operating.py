@@ -1,4 +1,4 @@
-"""How a pipeline is run and its rows kept: its steps in Dagster, its report, and the retention of its rows."""
+"""The operation of a pipeline: its steps in Dagster, its report, and the retention of its rows."""
 
 import re
 from typing import Annotated, Literal

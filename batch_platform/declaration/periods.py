@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Periods:
-    """When the models of a pipeline serve and what they learn from; `PipelineSpec.periods` gives the one of a declaration."""
+    """The times in which the models of a pipeline serve, and the windows from which they learn; `PipelineSpec.periods` gives the one of a declaration."""
 
     spec: "PipelineSpec"
 

@@ -1,4 +1,4 @@
-"""What a loaded model does, plain numbers in and plain numbers out; and blocks of one shape, in which it does so.
+"""The interface of a loaded model, plain numbers in and plain numbers out; and the blocks of one shape in which it scores.
 
 Linear algebra libraries choose how to add up by the shape and the memory layout of a matrix, so the last digits of a row's
 score would differ between a table and a part of it. In blocks of one shape they do not depend on the rows beside it.

@@ -147,7 +147,7 @@ def search(  # noqa: PLR0913 - what is declared, and the rows
 
 
 def _draws_from_shared_state(estimator: Any) -> bool:
-    """Whether fits at the same time would disturb each other: liblinear and libsvm draw from one random state per process."""
+    """Return whether fits at the same time would disturb each other: liblinear and libsvm draw from one random state per process."""
     parts = [estimator, *estimator.get_params().values()]
     return any(
         type(part).__module__.startswith("sklearn.svm") or (isinstance(part, str) and part == "liblinear")

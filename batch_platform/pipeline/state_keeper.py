@@ -99,10 +99,9 @@ class StateKeeper:
         carried = self._carried
         if carried.steps and carried.seen:
             carried.seen = dict(zip(carried.seen, self._renewed([*carried.seen.values()]), strict=True))
-            newest = next(iter(carried.seen.values()))
             if recheck in carried.seen:
                 return carried.seen[recheck]
-            recorded = newest
+            recorded = next(iter(carried.seen.values()))
         else:
             with self.warehouse.open() as con:
                 recorded = self._recorded(con)

@@ -29,8 +29,8 @@ REASONS: Mapping[tuple[Step, str], str] = {
     ("predictions", "decision rule"): "the decision rule changed",
     ("performance", "predictions"): "scored again",
     ("performance", "label files"): "its labels changed",
-    ("performance", "labels"): "labels.sql or the declaration of the labels changed",
-    ("performance", "measures"): "monitoring declares other metrics, segments or units",
+    ("performance", "labels.sql"): "labels.sql or the declaration of the labels changed",
+    ("performance", "monitoring.metrics"): "monitoring declares other metrics, segments or units",
     ("deliveries", "predictions"): "scored again",
     ("deliveries", "declaration"): "its declaration changed",
 }
@@ -38,7 +38,7 @@ REASONS: Mapping[tuple[Step, str], str] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a step made for a key, and what it would be made from now."""
+    """The result of a step for a key, and what it would be made from now."""
 
     step: Step
     recorded: Versions | None  # versions of the inputs by name; None if it was never made
@@ -52,7 +52,7 @@ class Artifact:
 
     @property
     def reason(self) -> str | None:
-        """Why it is due; None if it is not."""
+        """The reason why it is due; None if it is not."""
         if self.recorded is None:
             return "missing"
         if not (names := self.differing):
@@ -116,15 +116,12 @@ def performance_of(state: State, partition: Partition) -> Artifact | None:
     recorded = {"predictions": evaluation.score_seq, "label files": files}
     current: dict[str, object] = {} if run is None else {"predictions": run.seq}
     current |= {"label files": state.seen.label_versions.get(partition.key, files)}
-    return Artifact(
-        "performance",
-        recorded | inputs.recorded_by_evaluation(evaluation, state.seen.fingerprints),
-        current | inputs.of_evaluation,
-    )
+    recorded |= inputs.recorded_by(evaluation, state.seen.fingerprints)
+    return Artifact("performance", recorded, current | inputs.measured)
 
 
 def delivery_of(state: State, delivery: Delivery, partition_key: str) -> Artifact | None:
-    """What a receiver holds of a partition; None if nothing is committed that it could hold."""
+    """The rows of a partition that a receiver holds; None if nothing is committed that it could hold."""
     run, delivered = state.scores.get(partition_key), state.deliveries.get((delivery.name, partition_key))
     if run is None:
         return None

@@ -72,16 +72,11 @@ class Inputs:
         pairs = {"labels": (self.labels, then.labels), "training": (self.learning, then.learning)}
         return [name for name, (now, before) in pairs.items() if now != before]
 
-    @property
-    def of_evaluation(self) -> dict[str, str]:
-        """The inputs of an evaluation beside predictions and files of labels."""
-        return {"labels": self.labels, "measures": self.measures}
-
-    def recorded_by_evaluation(self, evaluation: EvaluationRun, taken: Taken) -> dict[str, str]:
-        """The same as an evaluation recorded them, else as first looked at."""
+    def recorded_by(self, evaluation: EvaluationRun, taken: Taken) -> dict[str, str]:
+        """The versions of `measured` that an evaluation recorded, else those first looked at."""
         first = json.loads(taken[_PERFORMANCE].version) if _PERFORMANCE in taken else {}
         then = {**self.measured, **first, **json.loads(evaluation.label_sources)}
-        return {"labels": then[_LABELS], "measures": then[_MEASURES]}
+        return {name: then[name] for name in self.measured}
 
     def first_seen(self, trainings: Iterable[ModelTraining], evaluations: Iterable[EvaluationRun]) -> Taken:
         """What is to be taken for the versions of records that lack them; nothing where all have theirs."""

@@ -198,7 +198,7 @@ def _deliveries(question: Question, scoring: Sequence[Item]) -> list[Item]:
     """The partitions to deliver: those that are scored now, and those whose newest commit a receiver does not hold."""
     scored = {item.partition.key: item for item in scoring}
     due = list[Item]()
-    for partition in question.partitions if question.spec.predictions.deliver else ():
+    for partition in question.partitions:
         item = scored.get(partition.key)
         for delivery in question.spec.predictions.deliver:
             reason = undelivered(question.state, delivery, partition.key) if item is None else "scored"

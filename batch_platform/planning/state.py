@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Records:
-    """What the ledgers say of a pipeline; mappings are by partition key."""
+    """The records of a pipeline in the ledgers; mappings are by partition key."""
 
     registry: Registry
     features: Mapping[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # newest builds
@@ -47,7 +47,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at the files and sources says; mappings are by partition key. Without a look, all is as recorded."""
+    """The result of a look at the files and sources; mappings are by partition key. Without a look, all is as recorded."""
 
     lost: Mapping[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     lost_files: frozenset[Path] = frozenset()  # files of tables that changed since they were published
@@ -117,7 +117,7 @@ class State:
 
     @property
     def deliveries(self) -> Deliveries:
-        """What each receiver holds."""
+        """The newest delivery of each partition to each receiver."""
         return self.records.deliveries
 
     @cached_property

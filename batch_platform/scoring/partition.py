@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, WarehouseError, counted, failure_of, listed, memory_explained
+from batch_platform.declaration.errors import DataError, WarehouseError, failure_of, memory_explained
 from batch_platform.declaration.predictions import DECISION
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.kernels.native_threads import hold_loaded_libraries
 from batch_platform.models.bundle import Bundle, Predictor, open_bundle
-from batch_platform.models.contract import UNSEEN_NULL
 from batch_platform.monitoring.comparison import Agreement, columns_of
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.scoring.batch import Counts, score_batch
@@ -357,24 +356,6 @@ def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path, name:
             hint = "make room on the disk and run again; committed partitions are skipped."
             raise WarehouseError(msg, hint=hint) from error
         raise
-
-
-def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
-    """Raise a DataError with the reasons and samples if more rows are rejected than is declared."""
-    counts, budget = staged.counts, spec.features.rejected_budget
-    if not budget.is_exceeded(counts.rows_rejected, counts.rows_in):
-        return
-    top = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in Counter(counts.reasons).most_common(3))
-    msg = (
-        f"{spec.name}, partition {staged.partition.key}: {counts.rows_rejected} of {counts.rows_in} rows break the "
-        f"contract, more than max_rejected ({budget}) allows; nothing is published. Broken rules: {top}. "
-        f"For example {'; '.join(counts.samples)}."
-    )
-    seen = f"batch-platform rejected {spec.name} --partition {staged.partition.key} shows the rows"
-    nulls = [reason.removesuffix(f": {UNSEEN_NULL}") for reason in counts.reasons if reason.endswith(UNSEEN_NULL)]
-    allowing = listed(f"features.columns.{column}: {{nullable: true}}" for column in nulls)
-    allow_nulls = f"allow nulls with {allowing}, " if nulls else ""
-    raise DataError(msg, hint=f"{seen}; correct the features, {allow_nulls}or raise features.max_rejected.")
 
 
 def write_part(  # noqa: PLR0913 - what is scored, and how
