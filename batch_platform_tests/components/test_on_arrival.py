@@ -1,6 +1,5 @@
 """`automation: on_arrival`: from a raw asset to the report, by the conditions that Dagster's automation sensor evaluates."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from batch_platform.components.events import log_unknown_commits
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.processes import Daemon, wait
 from batch_platform_tests.harness.checkout import GUIDE, blocks
-from batch_platform_tests.harness.command_line import clean_environment, published, run_command
+from batch_platform_tests.harness.command_line import published, run_command
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_dagster_project
 from batch_platform_tests.harness.deployment import Deployment, deploy
 from batch_platform_tests.harness.small_pipeline import small_events
@@ -104,9 +103,7 @@ def test_a_daemon_without_a_webserver_brings_a_day_from_the_raw_asset_to_the_rep
     ran = run_command(project, "run", "small", "--partition", "2024-02-01")
     assert ran.code == 0, ran.err
     home = Home(project / ".batch_platform")
-    command = [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-m", f"{PACKAGE}.definitions"]
-    environment = clean_environment(DAGSTER_HOME=str(home.dagster), BATCH_PLATFORM_HOME=str(home.root))
-    daemon, day = Daemon(command, environment, project), "2024-02-04"
+    daemon, day = Daemon(project, home), "2024-02-04"
     daemon.start()
     try:
         with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
@@ -124,7 +121,7 @@ def test_a_daemon_without_a_webserver_brings_a_day_from_the_raw_asset_to_the_rep
             }
             assert made == {**dict.fromkeys(FOLLOWING, day), "model": "2024-02-01", "report": None}
     finally:
-        daemon.end()
+        daemon.kill(with_its_code_server=True)
     assert list((home.root / "reports").rglob("*.html"))
     scored = "SELECT DISTINCT partition_key FROM small.predictions ORDER BY ALL"
     assert published(project, scored) == [("2024-02-01",), (day,)]

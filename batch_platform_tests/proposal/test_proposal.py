@@ -282,13 +282,9 @@ def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, columns):
     with pipeline.builder.sources.connect(partition) as con:
         assert pipeline.builder.query is not None
         assert pipeline.builder.labels_query is not None
-        made = pipeline.builder.query.run(
-            con, partition, [*declared.features_version.key, declared.features_version.time or ""]
-        )
+        made = pipeline.builder.query.run(con, partition, [*declared.features.key, declared.features.time or ""])
         assert len(made.columns) == 5, "with the hour and the weekday"
         assert made.pl().height
         assert declared.labels is not None
-        labels = pipeline.builder.labels_query.run(
-            con, partition, [*declared.features_version.key, declared.labels.column]
-        )
+        labels = pipeline.builder.labels_query.run(con, partition, [*declared.features.key, declared.labels.column])
         assert labels.pl().height
