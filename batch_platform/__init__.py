@@ -13,27 +13,46 @@ Follow a row: `features/build.py`, `models/contract.py`, `scoring/batch.py`, `wa
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batch_platform.api import Pipeline, compare_models, load_pipeline, read_predictions
+    from batch_platform.cli.summary import RunSummary, TrainedModel
     from batch_platform.components import BatchInference, build_definitions, load_from_defs_folder
+    from batch_platform.declaration.databases import DatabaseTable, DeliveredTable
+    from batch_platform.declaration.engine import DeclaredEngine, Spark
     from batch_platform.declaration.errors import BatchPlatformError
-    from batch_platform.declaration.spec import PipelineSpec
-    from batch_platform.declaration.stamp import Stamp
-    from batch_platform.pipeline.pipeline import Pipeline
-    from batch_platform.planning.plan import make_plan
-    from batch_platform.planning.request import PlanRequest
-    from batch_platform.warehouse.home import Home
+    from batch_platform.declaration.inputs import (
+        ColumnRule,
+        Driving,
+        Features,
+        IcebergSnapshot,
+        IcebergTable,
+        Labels,
+        Partitions,
+        RejectedBudget,
+        Source,
+    )
+    from batch_platform.declaration.model import Challenger, Model, ModelCard, Promote, Search, Train
+    from batch_platform.declaration.monitored import Drift, DriftBounds, Monitoring, PerformanceRule
+    from batch_platform.declaration.operating import Execution, Report, Retention, Retry
+    from batch_platform.declaration.predictions import Decide, Delivery, Predictions, Reasons
+    from batch_platform.pipeline.model_comparison import ModelComparison
+    from batch_platform.pipeline.status import PipelineStatus
 else:
-    _PLACES = {  # imported when first asked for: Dagster, DuckDB and polars take a second
-        "BatchInference": "batch_platform.components",
-        "BatchPlatformError": "batch_platform.declaration.errors",
-        "Home": "batch_platform.warehouse.home",
-        "Pipeline": "batch_platform.pipeline.pipeline",
-        "PipelineSpec": "batch_platform.declaration.spec",
-        "PlanRequest": "batch_platform.planning.request",
-        "Stamp": "batch_platform.declaration.stamp",
-        "build_definitions": "batch_platform.components",
-        "load_from_defs_folder": "batch_platform.components",
-        "make_plan": "batch_platform.planning.plan",
+    _NAMES = {  # imported when first asked for: Dagster, DuckDB and polars take a second
+        "api": "Pipeline compare_models load_pipeline read_predictions",
+        "cli.summary": "RunSummary TrainedModel",
+        "components": "BatchInference build_definitions load_from_defs_folder",
+        "declaration.databases": "DatabaseTable DeliveredTable",
+        "declaration.engine": "DeclaredEngine Spark",
+        "declaration.errors": "BatchPlatformError",
+        "declaration.inputs": "ColumnRule Driving Features IcebergSnapshot IcebergTable Labels Partitions RejectedBudget Source",
+        "declaration.model": "Challenger Model ModelCard Promote Search Train",
+        "declaration.monitored": "Drift DriftBounds Monitoring PerformanceRule",
+        "declaration.operating": "Execution Report Retention Retry",
+        "declaration.predictions": "Decide Delivery Predictions Reasons",
+        "pipeline.model_comparison": "ModelComparison",
+        "pipeline.status": "PipelineStatus",
     }
+    _PLACES = {name: f"{__name__}.{place}" for place, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> object:
         """Import a public name when it is first asked for."""
@@ -48,13 +67,46 @@ else:
 __all__ = [
     "BatchInference",
     "BatchPlatformError",
-    "Home",
+    "Challenger",
+    "ColumnRule",
+    "DatabaseTable",
+    "Decide",
+    "DeclaredEngine",
+    "DeliveredTable",
+    "Delivery",
+    "Drift",
+    "DriftBounds",
+    "Driving",
+    "Execution",
+    "Features",
+    "IcebergSnapshot",
+    "IcebergTable",
+    "Labels",
+    "Model",
+    "ModelCard",
+    "ModelComparison",
+    "Monitoring",
+    "Partitions",
+    "PerformanceRule",
     "Pipeline",
-    "PipelineSpec",
-    "PlanRequest",
-    "Stamp",
+    "PipelineStatus",
+    "Predictions",
+    "Promote",
+    "Reasons",
+    "RejectedBudget",
+    "Report",
+    "Retention",
+    "Retry",
+    "RunSummary",
+    "Search",
+    "Source",
+    "Spark",
+    "Train",
+    "TrainedModel",
     "build_definitions",
+    "compare_models",
     "load_from_defs_folder",
-    "make_plan",
+    "load_pipeline",
+    "read_predictions",
 ]
 __version__ = "0.2.0"

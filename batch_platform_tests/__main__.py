@@ -10,6 +10,7 @@ Installs what is missing with apt-get where that is possible (Debian or Ubuntu, 
 otherwise. The tests' temporary files go to memory where it has room for them.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from batch_platform_tests.harness.browsing import installed_browser
@@ -27,6 +28,7 @@ from batch_platform_tests.harness.tiers import EVERYDAY, TIERS
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 MEMORY = Path("/dev/shm")
+PREFIX = "batch-platform-tests-"
 FOLDER_BYTES, SPARE_BYTES = 4 * 2**30, 8 * 2**30  # what the folder may need, and what must be free with it
 
 
@@ -80,8 +82,27 @@ def temporary_folder() -> Iterator[Path | None]:
     if not has_room or _available_memory() < SPARE_BYTES:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="tests-", dir=MEMORY, ignore_cleanup_errors=True) as folder:
+    clear_killed_runs(MEMORY)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=MEMORY, ignore_cleanup_errors=True) as folder, locked(folder):
         yield Path(folder)
+
+
+@contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Hold the lock that tells a folder in use from one that a killed run left; raises BlockingIOError where it is held."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clear_killed_runs(parent: Path) -> None:
+    """Remove the folders that runs left which were killed: nobody holds their locks."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError), locked(folder):  # held, gone by now, or of another user
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from batch_platform.declaration import redaction
 from batch_platform.declaration.engine import Spark
 from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.spark.session import spark_session
@@ -43,12 +44,7 @@ remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 for tier, number in PROFILES.items():
     settings.register_profile(tier, deadline=None, max_examples=number)
-ON_SPARK = (
-    "test_spark_connect.py",
-    "test_spark_features.py",
-    "test_engines.py",
-    "test_spark_engine.py",
-)  # share a cluster, and so a worker
+ON_SPARK = ("spark", "test_engines.py")  # a folder and a file that share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 LONG = ("test_dg_launch.py", "test_acting.py", "test_postgres.py")  # a single test each, as long as many others
 
@@ -61,7 +57,7 @@ class FilesAndCases(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        if file.endswith(ON_SPARK):
+        if not {*ON_SPARK}.isdisjoint(file.split("/")):
             return "the cluster of Spark"
         return nodeid if file.endswith(SPREAD) else file
 
@@ -88,8 +84,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests and cases, so that no worker waits for one at the end."""
-    first = {name: place for place, name in enumerate((*LONG, *SPREAD, ON_SPARK[0]))}
-    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+    first = {name: place for place, name in enumerate((*LONG, *SPREAD, *ON_SPARK))}
+    items.sort(key=lambda item: first.get(item.path.name, first.get(item.path.parent.name, len(first))))
 
 
 @pytest.hookimpl(trylast=True)
@@ -108,6 +104,13 @@ def no_project_of_another_test() -> Iterator[None]:
     forget_projects()
     yield
     sys.path[:] = path
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short password would be replaced wherever it stands alone in a message."""
+    for name in ("_named", "_values"):
+        monkeypatch.setattr(redaction, name, set(getattr(redaction, name)))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -48,7 +48,7 @@ def changed_events(tmp_path: Path, change, store: str = DUCKDB) -> Pipeline:
 
 
 def on(key: str) -> pl.Expr:
-    return pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == key
+    return key == LOCAL_DAY
 
 
 def without_features(pipeline: Pipeline) -> None:

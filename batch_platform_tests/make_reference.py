@@ -1,6 +1,9 @@
 """Write the guide's references of all YAML keys anew, from the declaration: `python -m batch_platform_tests.make_reference`."""
 
+import inspect
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -10,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import batch_platform
+from batch_platform import api, build_definitions
 from batch_platform.declaration.model import Learner
 from batch_platform.declaration.notation import Block
 from batch_platform.declaration.spec import PipelineSpec
@@ -24,7 +28,38 @@ def pages() -> dict[Path, str]:
     sections = {path: _section(path, block, description) for path, block, description in _blocks(PipelineSpec)}
     texts, (second, third) = [*sections.values()], ([*sections].index(first) for first in ("model", "monitoring"))
     parts = {"declaring": texts[:second], "keys": texts[second:third], "more_keys": texts[third:]}
+    parts["from_python"] = [_call(name, public) for name, public in _calls().items()]
     return {FOLDER / f"{name}.md": _page(FOLDER / f"{name}.md", made) for name, made in parts.items()}
+
+
+def _calls() -> dict[str, Any]:
+    """The public functions, and the class of a pipeline with what it does, by the name to call."""
+    methods = {
+        f"Pipeline.{name}": method
+        for name, method in vars(api.Pipeline).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+    functions = (api.load_pipeline, api.read_predictions, api.compare_models, build_definitions)
+    return {"Pipeline": api.Pipeline, **methods, **{function.__name__: function for function in functions}}
+
+
+def _call(name: str, public: Any) -> str:
+    """A section from a docstring: its sections as paragraphs and lists, its example as code."""
+    summary, *sections = re.split(r"\n\n(?=(?:Args|Returns|Raises|Example):\n)", inspect.getdoc(public) or "")
+    parameters = inspect.signature(public).parameters
+    shown = ", ".join(it for it in parameters if it != "self" and not it.startswith("_"))
+    text = f"## `{name}({shown})`\n\n{summary}\n"
+    for section in sections:
+        title, _, body = section.partition(":\n")
+        body = textwrap.dedent(body)
+        if title == "Example":
+            text += f"\n```python\n{body}\n```\n"
+        elif title == "Returns":
+            text += f"\n**Returns** {' '.join(body.split())}\n"
+        else:
+            items = re.sub(r"^(\w+): ", r"- `\1`: ", re.sub(r"\n +", " ", body), flags=re.MULTILINE)
+            text += f"\n**{title}**\n\n{items}\n"
+    return text
 
 
 def _page(path: Path, sections: list[str]) -> str:

@@ -5,12 +5,8 @@ import inspect
 import re
 import shlex
 import sqlite3
-import sys
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from types import ModuleType
-from typing import Any
 
 import click
 import polars as pl
@@ -19,17 +15,15 @@ import yaml
 
 from batch_platform.cli.app import app
 from batch_platform.cli.guide import PAGES
-from batch_platform.declaration import engine as declaration
-from batch_platform.declaration.inputs import SOURCE_KEYS
+from batch_platform.declaration.extensions import SOURCES
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.models.flavours.known import FLAVOURS
-from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.scoring.engines.known import ENGINES
-from batch_platform.sources.known import SOURCE_KINDS
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.deliver import deliver
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.harness import flavour_cases
 from batch_platform_tests.harness.checkout import GUIDE, README, ROOT, blocks
 from batch_platform_tests.harness.declared_keys import given_keys, keys_of
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
 from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.make_reference import FOLDER, pages
 
@@ -162,29 +156,8 @@ def test_commands_exist_with_their_options():
     assert checked > 10
 
 
-@pytest.fixture
-def registered() -> Iterator[list[dict[str, Any]]]:
-    """The examples of the page on extending, run as they stand; what they register is forgotten afterwards."""
-    registries = (SOURCE_KEYS, SOURCE_KINDS, MEASURES, FLAVOURS, ENGINES)
-    before, engines = [dict(registry) for registry in registries], [*declaration.ENGINES]
-    names: list[dict[str, Any]] = []
-    for block in blocks("python", GUIDE["extending"]):
-        names.append({"__name__": "example"})
-        exec(compile(block, "example", "exec"), names[-1])
-    yield names
-    declaration.ENGINES[:] = engines
-    for registry, entries in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(entries)
-
-
-def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registered, caplog):
-    metrics = ModuleType("example_metrics")
-    metrics.cost = next(names["cost"] for names in registered if "cost" in names)
-    monkeypatch.setitem(sys.modules, "example_metrics", metrics)
-    refinements = ModuleType("example_refinements")
-    refinements.banded = next(names["banded"] for names in registered if "banded" in names)
-    monkeypatch.setitem(sys.modules, "example_refinements", refinements)
+@pytest.mark.usefixtures("shop_extensions")
+def test_the_distribution_of_the_guide_adds_one_of_each_kind_of_extension(tmp_path, caplog):
     pipeline = small_pipeline(
         tmp_path,
         events=small_events().filter(pl.col("ts") < NOW),
@@ -192,8 +165,7 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
         features_sql="SELECT e.id, e.ts, e.amount, e.shop, s.size FROM events AS e LEFT JOIN shops AS s USING (shop)"
         " WHERE ts >= $partition_start AND ts < $partition_end",
         model={"estimator": None, "params": None, "import": "rule.ini"},
-        monitoring={"metrics": ["example_metrics.cost"]},
-        predictions={"refine": ["example_refinements.banded"]},
+        predictions={"refine": ["shop.bands.banded"], "deliver": [{"sqlite": "late.sqlite"}]},
         engine="logged",
     )
     folder = pipeline.builder.sources.folder
@@ -203,12 +175,17 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
         con.execute("INSERT INTO rows VALUES ('Zürich', 3), (' ', 5)")
     with caplog.at_level("INFO", logger="shop"):
         carry_out(pipeline, NOW)
+    day = pipeline.spec.partitions.calendar.named("2024-02-01")
+    list(deliver(pipeline, pipeline.spec.predictions.deliver[0], [day], Stamp("delivery", NOW)))
+    with closing(sqlite3.connect(folder / "late.sqlite")) as con:
+        ((received,),) = con.execute("SELECT count(*) FROM rows WHERE partition_key = '2024-02-01'")
     with open_published(pipeline.home) as con:
         scores = con.sql("SELECT DISTINCT score FROM small.predictions ORDER BY ALL").fetchall()
         banded = con.sql("SELECT DISTINCT score, band FROM small.predictions ORDER BY ALL").fetchall()
         runs = con.sql("SELECT DISTINCT engine FROM batch_platform.score_runs").fetchall()
         costs = con.sql("SELECT value FROM small.performance WHERE metric = 'cost'").fetchall()
         ranges = con.sql("SELECT DISTINCT low, high FROM small.score_range").fetchall()
+        cells = con.sql("SELECT DISTINCT cells FROM small.empty_cells").fetchall()
     assert scores == [(0.25,), (0.75,)]
     assert [score for score, _ in banded] == [0.25, 0.75]
     assert all(band in range(1, 5) for _, band in banded)
@@ -216,9 +193,18 @@ def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registe
     assert costs
     assert all(0 < cost < 8 for (cost,) in costs)
     assert ranges == [(0.25, 0.75)]
+    assert cells == [(40,)]
+    assert received == 40
     assert "2024-02-01: 40 rows" in caplog.text
     built = pl.read_parquet(feature_file(pipeline, "2024-02-01"))
     assert set(built["size"].drop_nulls()) == {3, 5}
+
+
+@pytest.mark.usefixtures("shop_extensions")
+def test_an_extension_is_registered_as_the_guide_does():
+    (block,) = [block for block in blocks("python", GUIDE["extending"]) if "SOURCES.register" in block]
+    exec(compile(block, "example", "exec"), {})
+    assert type(SOURCES["sqlite"]).__module__ == "shop.sources"
 
 
 def test_the_network_of_the_guide_is_the_one_that_every_flavour_is_tested_with():

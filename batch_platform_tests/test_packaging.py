@@ -22,7 +22,7 @@ from batch_platform_tests.harness.small_pipeline import small_declaration
 
 pytestmark = pytest.mark.release
 
-SHIPPED = {".py", ".yaml", ".sql", ".csv", ".parquet", ".typed", ".md", ".html"}
+SHIPPED = {".py", ".yaml", ".sql", ".csv", ".parquet", ".typed", ".md", ".html", ".ipynb"}
 
 DECLARED = {
     "name": "churn",

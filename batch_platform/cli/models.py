@@ -3,7 +3,7 @@
 import getpass
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
@@ -18,18 +18,14 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     counted,
     did_you_mean,
-    listed,
     require_local,
 )
-from batch_platform.models.bundle import Manifest, compared, read_judged, read_manifest
+from batch_platform.models.bundle import read_judged, read_manifest
 from batch_platform.models.gate import MEETS
-from batch_platform.models.judged import on_shared_rows
 from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
-from batch_platform.monitoring.comparison import Verdict
-from batch_platform.monitoring.decisions import fitting_rule
 from batch_platform.monitoring.leakage import SuspectedLeak
-from batch_platform.monitoring.metrics import default_metric, lower_is_better, measure, without_details
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.metrics import lower_is_better, without_details
+from batch_platform.pipeline.model_comparison import compare
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import relabelled
@@ -268,55 +264,27 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     same rows if there are any, otherwise of the evaluation rows of each. Baselines are left out if a version has other rows too.
     """
     pipeline = target.declared()
-    registry = pipeline.published_state().registry
-    first, second = (
-        read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
-        for name in (left, right)
-    )
-    shared = _on_shared_rows(pipeline, left, right, first, second)
-    values = compared(first, second, None if isinstance(shared, str) else len(shared[0].predicted))
-    verdict: Verdict | str
-    if isinstance(shared, str):
-        reverse = registry.judged_beside(right, left)
-        verdict = registry.judged_beside(left, right) or (reverse and reverse.turned) or shared
-    else:
-        metric = pipeline.spec.model.promote.metric or default_metric(first.task)
-        verdict = Verdict.on(metric, *shared) or f"{metric} cannot be measured on the rows that both can score"
-        own, other = map(measure, shared)
-        values |= {f"metrics.{name}": (own.get(name), other.get(name)) for name in own | other}
+    comparison = compare(pipeline, left, right)
+    values, verdict = comparison.facts, comparison.verdict
     facts = {name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()}
-    judged = {"not_compared": verdict} if isinstance(verdict, str) else {"word": verdict.word, **asdict(verdict)}
+    judged = {"word": verdict.word, **asdict(verdict)} if verdict else {"not_compared": comparison.not_compared}
     terminal.report({**facts, "verdict": judged})
     known = {name: pair for name, pair in values.items() if any(value not in (None, "") for value in pair)}
     rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in known.items()]
     terminal.show_table(("", left, right), rows)
-    if not isinstance(shared, str):
-        same = counted(len(shared[0].predicted), "evaluation row")
+    if comparison.shared_rows:
+        same = counted(comparison.shared_rows, "evaluation row")
         terminal.say(f"The metrics are those of the {same} that both have scored.")
-    elif isinstance(verdict, Verdict):
+    elif verdict:
         terminal.say(
             "The metrics are those of each one's own evaluation rows; the verdict is the gate's, on the same rows."
         )
-    if isinstance(verdict, Verdict):
+    if verdict:
         terminal.say(f"{left} is judged {verdict.beside(right, worth=pipeline.spec.model.promote.tolerance)}.")
         return
-    terminal.say(f"{left} cannot be compared with {right} on the same rows: {verdict}.")
+    terminal.say(f"{left} cannot be compared with {right} on the same rows: {comparison.not_compared}.")
     any_version = f"batch-platform backtest {target.pipeline} --from KEY --to KEY --model VERSION"
     terminal.say(f"  {any_version}   measures any version on any partitions")
-
-
-def _on_shared_rows(
-    pipeline: Pipeline, left: str, right: str, first: Manifest, second: Manifest
-) -> tuple[Outcomes, Outcomes] | str:
-    """The outcomes of two versions on the rows that both were judged on; or why they cannot be compared."""
-    folders = (pipeline.home.bundle(pipeline.spec.name, name) for name in (left, right))
-    judged = [read_judged(folder, manifest) for folder, manifest in zip(folders, (first, second), strict=True)]
-    if lacking := [name for name, scores in zip((left, right), judged, strict=True) if scores is None]:
-        return f"the bundle of {listed(lacking)} holds no scores of evaluation rows"
-    rule = fitting_rule(pipeline.spec.predictions.decide, first.task, first.classes)
-    left_scores, right_scores = (scores for scores in judged if scores is not None)
-    decided = replace(left_scores, outcomes=replace(left_scores.outcomes, rule=rule))
-    return on_shared_rows(decided, right_scores)
 
 
 def _shortened(name: str, value: object) -> object:

@@ -58,21 +58,35 @@ def run_command(  # noqa: PLR0913 - the options of the command
     with terminal.uncollected():
         project = replace(find_project(folder), only=pipeline)
         wiring = project.pipeline(pipeline)
+    outcome = run(project, wiring, (first, last, only), model=model, force=force, recheck=recheck, retrain=retrain)
+    terminal.report(outcome)
+    if outcome.error:
+        raise RunFailedError(outcome.error)
+
+
+def run(  # noqa: PLR0913 - the options of the command
+    project: Project,
+    wiring: Wiring,
+    asked: tuple[str | None, str | None, str | None],
+    *,
+    model: str | None,
+    force: bool,
+    recheck: bool,
+    retrain: bool,
+) -> RunSummary:
+    """Bring partitions up to date: those between the first and the last that are asked for, or the single one; see `bring_up_to_date`."""
     if retrain and model:
         msg = "--retrain trains a model, and --model scores with a version that exists."
         raise WrongUseError(msg, hint="leave one of the two out.")
     now = datetime.now(UTC)
-    partitions = asked_for(wiring.spec, now, first, last, only)
-    named = bool(first or only)
+    partitions = asked_for(wiring.spec, now, *asked)
+    named = bool(asked[0] or asked[2])
     if model and named:
         _require_servable(wiring, partitions[0], model)
     request = PlanRequest(
         now, partitions, force=force, model=model, recheck=recheck or named, retrain=retrain, serve_all=named
     )
-    outcome = bring_up_to_date(project, wiring, request, named=named)
-    terminal.report(outcome)
-    if outcome.error:
-        raise RunFailedError(outcome.error)
+    return bring_up_to_date(project, wiring, request, named=named)
 
 
 def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:

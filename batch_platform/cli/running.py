@@ -12,9 +12,9 @@ from batch_platform.cli import terminal
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.cli.project import Project
 from batch_platform.components.dagster_internals import (
+    event_log_kept_open,
     execute_here,
     open_without_capture,
-    quick_event_log,
     waiting_for_slots,
     was_interrupted,
 )
@@ -43,7 +43,7 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
     """
     with open_without_capture(prepare_instance(project.home)) as instance:
         close_dead_runs(instance)
-        with quick_event_log(instance):
+        with event_log_kept_open():
             yield instance
 
 

@@ -10,9 +10,10 @@ from uuid import uuid4
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.project import find_project
+from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.running import Runs, open_instance
 from batch_platform.cli.summary import TrainedModel, trained_model
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
@@ -45,6 +46,22 @@ def train_command(folder: Path | None, pipeline: str, key: str | None, *, every:
     with terminal.uncollected():
         project = replace(find_project(folder), only=pipeline)
         wiring = project.pipeline(pipeline)
+    models, refusal = train(project, wiring, key, every=every, force=force)
+    reports = [{"pipeline": pipeline, "trained": trained, **vars(model)} for model, trained in models]
+    terminal.report(reports if every else reports[0])
+    for model, trained in [it for it in models if it[1]] or models[-1:]:
+        _show(pipeline, model, trained=trained)
+    if refusal:
+        raise refusal
+
+
+def train(
+    project: Project, wiring: Wiring, key: str | None, *, every: bool = False, force: bool
+) -> tuple[list[tuple[TrainedModel, bool]], TrainingRefusedError | None]:
+    """Train the models that are due of a serving period, or of every one; announce them.
+
+    Returns the newest version of each period, with whether it was trained now, and the error if the gate refused one of these.
+    """
     now, spec = datetime.now(UTC), wiring.spec
     with open_instance(project) as instance, wiring.pipeline().carrying(uuid4().hex):
         state = wiring.pipeline().state()
@@ -65,15 +82,10 @@ def train_command(folder: Path | None, pipeline: str, key: str | None, *, every:
             if error := runs.error(state):
                 raise error
     newest = {period: state.registry.newest_of(period.key) for period, _ in asked}
-    models = {period: trained_model(wiring.pipeline(), state, it) for period, it in newest.items() if it is not None}
     # What was due may have been trained by another run meanwhile.
-    own = {period for period, version in newest.items() if version is not None and version.run_id in run_ids}
-    reports = [{"pipeline": pipeline, "trained": period in own, **vars(model)} for period, model in models.items()]
-    terminal.report(reports if every else reports[0])
-    for period in [period for period in models if period in own] or [*models][-1:]:
-        _show(pipeline, models[period], trained=period in own)
-    if error := state.registry.refusal({model.version for period, model in models.items() if period in own}):
-        raise error
+    versions = [(version, version.run_id in run_ids) for version in newest.values() if version is not None]
+    refusal = state.registry.refusal({version.version for version, trained in versions if trained})
+    return [(trained_model(wiring.pipeline(), state, version), trained) for version, trained in versions], refusal
 
 
 def _asked(  # noqa: PLR0913 - the options of the command

@@ -40,7 +40,6 @@ from batch_platform.declaration.notation import name_of, rendered
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
-from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.models.declared_model import check_flavours, unknown_flavours
 
 
@@ -203,7 +202,6 @@ def build_definitions(
 
 
 def _definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any]) -> dg.Definitions:
-    let_waiting_threads_sleep()
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
     with without_beta_warnings():  # single-run backfills and observable sources

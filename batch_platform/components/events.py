@@ -24,7 +24,7 @@ from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
     Provenance,
     data_version_tags,
-    quick_event_log,
+    event_log_kept_open,
 )
 from batch_platform.components.dagster_records import forget_planned, forget_planned_partitions
 from batch_platform.components.progress import Pace, RunProgress, report
@@ -218,7 +218,7 @@ def log_unknown_commits(
     for delivery in wiring.spec.predictions.deliver:
         rows = [row for row in _delivered(state, delivery) if row.partition_key in unknown[delivery.asset]]
         unlogged[delivery.asset] = map(commits.delivered, rows)
-    with quick_event_log(instance):
+    with event_log_kept_open():
         for asset, commits_of_asset in unlogged.items():
             results = CheckLog(wiring.key(asset), wiring.spec.partitions.calendar, instance.report_runless_asset_event)
             for commit in commits_of_asset:

@@ -18,7 +18,6 @@ from pydantic import Field
 from batch_platform.components.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
-    UnresolvedAssetJobDefinition,
 )
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
@@ -27,6 +26,7 @@ from batch_platform.planning.plan import Plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.steps import ASSET_OF, Request, Step
 
+AssetJob = Any  # what `dg.define_asset_job` returns, for which Dagster exports no type
 Duty = Literal["build", "score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
     "build": ("features",),
@@ -69,7 +69,7 @@ def assets_of(duty: Duty) -> tuple[Step, ...]:
     return tuple(dict.fromkeys(ASSET_OF.get(step, step) for step in MAKES[duty]))
 
 
-def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
+def build_jobs(wiring: Wiring) -> dict[Duty, AssetJob]:
     """The jobs of a pipeline."""
     return {
         duty: dg.define_asset_job(
@@ -93,7 +93,7 @@ def is_of_job(run: dg.DagsterRun, wiring: Wiring, *duties: Duty) -> bool:
     return run.job_name in {job_name(wiring.spec.name, duty) for duty in duties}
 
 
-def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
+def build_whole_job(wiring: Wiring) -> AssetJob:
     """The job that follows the whole plan for its partitions.
 
     Dagster lets a job materialize only assets with the same partitions. Features and models that are due are made in the step

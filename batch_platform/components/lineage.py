@@ -17,6 +17,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.predictions import DECISION, ENDS
 from batch_platform.features.origins import ROWS, ColumnLineage, Lineage, SourceColumn
+from batch_platform.features.query import Select
 from batch_platform.models.bundle import read_manifest
 from batch_platform.monitoring.outcomes import prediction_columns
 from batch_platform.pipeline.build import Built
@@ -36,10 +37,9 @@ def source(wiring: Wiring, name: str) -> dict[str, Any]:
 
 def features(wiring: Wiring) -> dict[str, Any]:
     """Metadata of the features, as far as the SQL shows the origin of columns."""
-    declared = wiring.spec.features
-    sql = declared.sql_file
-    code = [wiring.folder / sql] if sql else _function(declared.python or "", "features.python")
-    return {**_shown(wiring, wiring.pipeline().builder.lineage), **_code(code)}
+    declared, builder = wiring.spec.features, wiring.pipeline().builder
+    code = _file(builder.query) if builder.query else _function(declared.python or "", "features.python")
+    return {**_shown(wiring, builder.lineage), **_code(code)}
 
 
 def built(wiring: Wiring, build: Built, newest: Partition) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def built(wiring: Wiring, build: Built, newest: Partition) -> dict[str, Any]:
 
 def labelled(wiring: Wiring) -> dict[str, Any]:
     """Link what reads the labels to their SQL."""
-    labels = wiring.spec.labels
-    return {} if labels is None else _code([wiring.folder / labels.sql])
+    query = wiring.pipeline().builder.labels_query
+    return {} if query is None else _code(_file(query))
 
 
 def predictions(wiring: Wiring) -> dict[str, Any]:
@@ -161,6 +161,10 @@ def _code(files: Iterable[Path | tuple[Path, int]]) -> dict[str, Any]:
         dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=path.name) for path, line in lines
     ]
     return {CODE: dg.CodeReferencesMetadataValue(code_references=[*references])} if references else {}
+
+
+def _file(query: Select) -> list[Path]:
+    return [] if query.file is None else [query.file]
 
 
 def _function(dotted: str, key: str) -> list[tuple[Path, int]]:

@@ -12,7 +12,7 @@ from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.dagster_internals import assets_of_run
 from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import Duty, TrainingConfig, announced, is_of_job, name_of_whole
-from batch_platform.components.observing import never_materialized, observe_sources
+from batch_platform.components.observing import NeverMaterialized, never_materialized, observe_sources
 from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
@@ -112,7 +112,7 @@ class RunStep:
         observe_sources(self.context, self.wiring, partitions)
         log = self.log("features", len(partitions))
         with cluster_heard(self.context, self.wiring):
-            absent = never_materialized(self.context, self.wiring)
+            absent = never_materialized(self.context, self.wiring, self.pipeline.builder.feature_sources)
             builds = self.pipeline.build_features(partitions, self.stamp(), force=force, absent=absent)
             for built, commit in commits.features_in_turn(self.wiring, builds, partitions[-1].key):
                 read_from = lineage.built(self.wiring, built, partitions[-1])
@@ -158,8 +158,20 @@ class RunStep:
                     elif config.challengers_only:
                         self._train_challengers(period, stamp, log)
                     else:
+                        self._require_labels(period)
                         trained = pipeline.train(period, stamp, params=config.params)
                         log.committed(commits.model(self.wiring, trained), trained=trained)
+
+    def absent_labels(self) -> NeverMaterialized:
+        """A function that gives the partitions of assets with labels that were never materialized, by source."""
+        return never_materialized(self.context, self.wiring, self.pipeline.builder.label_sources)
+
+    def _require_labels(self, period: Partition) -> None:
+        """Raise SourceError where an asset lacks a partition with labels that a model would learn from."""
+        periods, absent = self.wiring.spec.periods, self.absent_labels()
+        for partition in periods.window(period.start, self.pipeline.state().dropped):
+            if periods.matures(partition) <= period.start:
+                self.pipeline.builder.require_labels(partition, absent(partition))
 
     def is_due(self, period: Partition) -> bool:
         """Return whether the model of a serving period is due by what is recorded now."""

@@ -126,25 +126,27 @@ def _log_observed(  # noqa: PLR0913 - what makes up an observation
     context.log_event(dg.AssetObservation(asset_key=key, partition=partition_key, metadata=metadata, tags=tags))
 
 
-def never_materialized(context: dg.AssetExecutionContext, wiring: Wiring) -> NeverMaterialized:
+def never_materialized(context: dg.AssetExecutionContext, wiring: Wiring, sources: Sequence[str]) -> NeverMaterialized:
     """A function that gives the partitions of assets that a partition reads and that were never materialized, by source.
 
-    It knows the assets of this code location whose partitions are windows of time, and whose table a source of the features
-    reads. An asset with a file for each partition is not among them: a missing file says the same.
+    It knows the assets of this code location whose partitions are windows of time, and whose table one of the
+    sources reads. An asset with a file for each partition is not among them: a missing file says the same.
     """
-    graph, features = context.job_def.asset_layer.asset_graph, wiring.key("features")
-    materialized = dict[str, set[str]]()
-    for name in wiring.pipeline().builder.feature_sources:
+    graph, mapping = context.job_def.asset_layer.asset_graph, dg.TimeWindowPartitionMapping()
+    upstream, materialized = dict[str, dg.TimeWindowPartitionsDefinition](), dict[str, set[str]]()
+    for name in sources:
         asset = wiring.source_key(name)
         if wiring.spec.sources[name].kind != "asset" or not graph.has(asset):
             continue
-        if isinstance(graph.get(asset).partitions_def, dg.TimeWindowPartitionsDefinition):
+        if isinstance(windows := graph.get(asset).partitions_def, dg.TimeWindowPartitionsDefinition):
+            upstream[name] = windows
             materialized[name] = set(context.instance.get_materialized_partitions(asset))
 
     def lacking(partition: Partition) -> dict[str, list[str]]:
+        own = wiring.partitions.subset_with_partition_keys([partition.key])
         read = {
-            name: graph.get_parent_partition_keys_for_child(partition.key, wiring.source_key(name), features)
-            for name in materialized
+            name: mapping.get_upstream_mapped_partitions_result_for_partitions(own, wiring.partitions, windows)
+            for name, windows in upstream.items()
         }
         return {
             name: sorted(absent)

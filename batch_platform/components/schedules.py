@@ -19,9 +19,8 @@ from threading import Lock
 import dagster as dg
 
 from batch_platform.components import runs
-from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
 from batch_platform.components.events import log_unknown_commits
-from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, launch_of, schedule_name
+from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, AssetJob, Duty, launch_of, schedule_name
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
@@ -37,13 +36,13 @@ MOST_BYTES = 1 << 30  # limit for a source that a tick reads anew to find late r
 _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each builds the features that it needs
 
 
-def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefinition]) -> list[dg.ScheduleDefinition]:
+def build_schedules(wiring: Wiring, jobs: Mapping[Duty, AssetJob]) -> list[dg.ScheduleDefinition]:
     """The schedules of a pipeline, stopped until they are switched on."""
     looks = _Looks(wiring)
     return [_schedule(looks, duty, jobs[duty]) for duty in SCHEDULED]
 
 
-def _schedule(looks: "_Looks", duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+def _schedule(looks: "_Looks", duty: Duty, job: AssetJob) -> dg.ScheduleDefinition:
     spec = looks.wiring.spec
     calendar = spec.partitions.calendar
     cron = spec.predictions.schedule or _DEFAULT_CRONS[calendar.every].format(weekday=calendar.cron_weekday)

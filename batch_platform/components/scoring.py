@@ -227,7 +227,7 @@ def _log_of_evaluations(step: RunStep, partitions: Sequence[Partition]) -> tuple
 
 def _evaluate(step: RunStep, log: PartitionLog, partitions: Sequence[Partition]) -> None:
     """Evaluate partitions and log them."""
-    for evaluated in step.pipeline.evaluate(partitions, step.stamp()):
+    for evaluated in step.pipeline.evaluate(partitions, step.stamp(), step.absent_labels()):
         _log_evaluated(step, log, evaluated, last=evaluated.partition == partitions[-1])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from batch_platform.components.dagster_internals import quick_event_log, steps_at_once
+from batch_platform.components.dagster_internals import event_log_kept_open, steps_at_once
 from batch_platform.components.held import held, hold
 from batch_platform.components.processes import at_work
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
@@ -183,7 +183,7 @@ class Wiring:
             redacted_output(),
             self._beginning_again(context),
             clear_failures(),
-            quick_event_log(context.instance),
+            event_log_kept_open(),
             at_work(context),
             pipeline.carrying(context.run.run_id),
         ):

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import Field, field_serializer, model_validator
 
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.notation import Block, FileBelow, with_guess
+from batch_platform.declaration.notation import Block, Sql, with_guess
 from batch_platform.declaration.redaction import SAYS_SECRET, protect_value
 
 DRIVERS = {
@@ -90,9 +90,9 @@ class DatabaseTable(Database):
     table: str | None = Field(
         default=None, min_length=1, description="Table or view that is read whole.", examples=["sales.orders"]
     )
-    query: FileBelow | None = Field(
+    query: Sql | None = Field(
         default=None,
-        description="SQL file, relative to this file, with one SELECT in the dialect of the database. It may use $partition_start, "
+        description="One SELECT in the dialect of the database, or the file that holds it, relative to this file. It may use $partition_start, "
         "$partition_end and $partition_key, so that only the rows of a partition are read.",
         examples=["orders.sql"],
     )

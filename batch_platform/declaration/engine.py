@@ -6,11 +6,11 @@ from typing import Self
 from pydantic import ConfigDict, Field, model_validator
 
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.extensions import ENGINES
 from batch_platform.declaration.inputs import STORES, scheme_of
 from batch_platform.declaration.notation import Block, DurationText, parse_duration, with_guess
 
 LOCAL, SPARK = "local", "spark"
-ENGINES = [LOCAL, SPARK]  # names that `engine` accepts; the room of scoring has an engine for each
 # By the scheme of the addresses that name a host: the port that need not be written, if there is one.
 DEFAULT_PORTS = {"spark": None, "sc": 15002}
 ADDRESS = re.compile(r"\[?([^\]/,;\s]+?)\]?(?::(\d+))?")
@@ -90,7 +90,7 @@ class DeclaredEngine(Block):
         default=LOCAL,
         description="Name of the engine: `local`, which scores on the cores of this machine, or `spark`. `engine: local` is short for it.",
         examples=[LOCAL],
-        json_schema_extra={"enum": [*ENGINES]},
+        json_schema_extra=lambda schema: schema.update(enum=[*ENGINES]),
     )
     spark: Spark | None = Field(
         default=None,

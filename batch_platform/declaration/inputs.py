@@ -12,15 +12,16 @@ from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_valida
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import counted, listed
+from batch_platform.declaration.extensions import SOURCES
 from batch_platform.declaration.notation import (
     AssetPath,
     Block,
     DurationText,
-    FileBelow,
     ImportPath,
     Lateness,
     LocalTime,
     Share,
+    Sql,
     Timezone,
     parse_duration,
 )
@@ -173,19 +174,10 @@ class IcebergSnapshot(IcebergTable):
     )
 
 
-SOURCE_KEYS: dict[str, type] = {
-    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta", "spark_table"), str),
-    "iceberg": IcebergSnapshot,
-    "sql": DatabaseTable,
-    "asset": str,  # beside another kind, it names the writer of what is read there
-}
-"""The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
-
-
 class Source(Block):
     """A raw table, read under its name by the features and the labels; exactly one of the kinds.
 
-    A kind from outside this package has no field here: its key is allowed once it is in SOURCE_KEYS.
+    A kind from outside this package has no field here: its key is allowed once it is in SOURCES.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
@@ -302,21 +294,21 @@ class Source(Block):
     @classmethod
     def allowed_keys(cls) -> list[str]:
         """The keys that the block allows."""
-        return list(dict.fromkeys([*super().allowed_keys(), *SOURCE_KEYS]))
+        return list(dict.fromkeys([*super().allowed_keys(), *SOURCES]))
 
     @model_validator(mode="before")
     @classmethod
     def _read_kinds_from_outside(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        outside = (SOURCE_KEYS.keys() - super().allowed_keys()) & data.keys()
-        return data | {kind: TypeAdapter(SOURCE_KEYS[kind]).validate_python(data[kind]) for kind in outside}
+        outside = (SOURCES.keys() - super().allowed_keys()) & data.keys()
+        return data | {kind: TypeAdapter(SOURCES[kind].value_type).validate_python(data[kind]) for kind in outside}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         kinds = self._kinds
         if len(kinds) != 1:
-            msg = f"give exactly one of {', '.join(sorted(SOURCE_KEYS))}; found {listed(kinds) or 'none'}"
+            msg = f"give exactly one of {', '.join(sorted(SOURCES))}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
         if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"
@@ -357,7 +349,7 @@ class Source(Block):
     @property
     def _kinds(self) -> list[str]:
         """The kinds that are declared; `asset` is one only if it stands alone."""
-        declared = [kind for kind in SOURCE_KEYS if self._declared(kind) is not None]
+        declared = [kind for kind in (*SOURCES.own, *(self.model_extra or ())) if self._declared(kind) is not None]
         return [kind for kind in declared if kind != "asset"] or declared
 
     @property
@@ -459,13 +451,15 @@ def _share_or_budget(value: object, _: object) -> float | RejectedBudget:
 class Features(Block):
     """One row per item to score, built for a partition from the sources."""
 
-    sql: FileBelow | None = Field(
-        default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
-    )
-    spark_sql: FileBelow | None = Field(
+    sql: Sql | None = Field(
         default=None,
-        description="SQL file in Spark's dialect, relative to this file, which the cluster of `engine.spark` runs: for sources "
-        "that are too large for one machine. Bounds are written :partition_start and :partition_end.",
+        description="One SELECT in DuckDB's dialect, or its file, relative to this one.",
+        examples=["features.sql"],
+    )
+    spark_sql: Sql | None = Field(
+        default=None,
+        description="One SELECT in Spark's dialect, or its file, relative to this one. The cluster of `engine.spark` runs it: for "
+        "sources that are too large for one machine. Bounds are written :partition_start and :partition_end.",
         examples=["features.sql"],
     )
     python: ImportPath | None = Field(
@@ -517,11 +511,6 @@ class Features(Block):
         return self
 
     @property
-    def sql_file(self) -> str | None:
-        """The SQL file, whichever dialect it is written in; None if a function makes the features."""
-        return self.sql or self.spark_sql
-
-    @property
     def rejected_budget(self) -> RejectedBudget:
         """The maximum of rejected rows, however it is declared."""
         most = self.max_rejected
@@ -541,8 +530,9 @@ class Features(Block):
 class Labels(Block):
     """The true outcomes, and how long after the end of a partition they become known."""
 
-    sql: FileBelow = Field(
-        description="DuckDB SQL file that returns the key columns and the label.", examples=["labels.sql"]
+    sql: Sql = Field(
+        description="One SELECT of the key columns and the label in DuckDB's dialect, or its file.",
+        examples=["labels.sql"],
     )
     column: str = Field(description="Name of the label column.", examples=["returned"])
     delay: DurationText = Field(

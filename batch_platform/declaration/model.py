@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import Duration, Every
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.monitored import METRICS
+from batch_platform.declaration.extensions import METRICS
 from batch_platform.declaration.notation import (
     Block,
     Cron,
@@ -271,7 +271,7 @@ class Promote(Block):
     metric: str | None = Field(
         default=None,
         description="Metric to judge by, of those that the guide's page `monitoring` lists. Left out: the default of the task.",
-        examples=[*METRICS],
+        examples=["roc_auc", *METRICS.own],
     )
     at_least: float | None = Field(
         default=None,

@@ -6,15 +6,8 @@ from typing import ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from batch_platform.declaration.errors import listed
+from batch_platform.declaration.extensions import METRICS
 from batch_platform.declaration.notation import Block, DeadlineText, DurationText, ImportPath
-
-METRICS = (
-    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "f1", "selection_rate", "false_positive_rate"),
-    *("average_precision", "ks", "calibration_error"),
-    *("decision_cost", "decision_cost_always", "decision_cost_never", "decision_cost_in_hindsight"),
-    *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
-    *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
-)
 
 
 class DriftBounds(Block):

@@ -38,6 +38,7 @@ _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 MINUTES_A_DAY = 24 * 60
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
 _CRON_FIELDS = 5
+_SELECT = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*+(?:SELECT|WITH)\s", re.IGNORECASE | re.DOTALL)  # after comments
 _TEMPLATE = re.compile(r"\{[{%#]")
 COVERAGES = (0.01, 0.999)  # the least and the greatest share of true values that an interval is made to hold
 
@@ -179,8 +180,15 @@ def check_dotted(value: str) -> str:
     return value
 
 
-def check_inside(value: str) -> str:
-    """Refuse a file name outside the pipeline's folder."""
+def is_select(sql: str) -> bool:
+    """Return whether declared SQL is the statement itself; otherwise it names a file with one."""
+    return _SELECT.match(sql) is not None
+
+
+def check_sql(value: str) -> str:
+    """Refuse a value that is neither a SELECT nor the name of a file in the pipeline's folder."""
+    if is_select(value):
+        return value
     path = PurePosixPath(value)
     if (
         not path.name
@@ -190,7 +198,7 @@ def check_inside(value: str) -> str:
         or ".." in path.parts
         or value.startswith("~")
     ):
-        msg = f"{value!r} is not the name of a file in this folder or below it"
+        msg = f"{value!r} is neither a SELECT nor the name of a file in this folder or below it"
         raise ValueError(msg)
     return value
 
@@ -301,7 +309,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 AssetPath = Annotated[str, AfterValidator(check_asset)]
 Timezone = Annotated[str, AfterValidator(check_timezone)]
 ImportPath = Annotated[str, AfterValidator(check_dotted)]
-FileBelow = Annotated[str, AfterValidator(check_inside)]
+Sql = Annotated[str, AfterValidator(check_sql)]
 _SHARE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]})
 Share = Annotated[float, BeforeValidator(as_share), _SHARE_SCHEMA]
 Coverage = Annotated[float, BeforeValidator(_coverage), _SHARE_SCHEMA]

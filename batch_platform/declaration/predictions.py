@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSc
 
 from batch_platform.declaration.databases import DeliveredTable
 from batch_platform.declaration.errors import listed, number
+from batch_platform.declaration.extensions import SINKS
 from batch_platform.declaration.inputs import KINDS_IN_STORES, IcebergTable, require_object, scheme_of
 from batch_platform.declaration.notation import (
     Block,
@@ -190,19 +191,13 @@ def rule_in(text: str | None) -> Decide | None:
     return None if text is None else Decide.model_validate_json(text)
 
 
-SINK_KEYS: dict[str, type] = {
-    **dict.fromkeys(("parquet", "csv", "delta"), str),
-    "iceberg": IcebergTable,
-    "sql": DeliveredTable,
-}
-"""The YAML key of every kind of sink, and the type of its value. `delivery` writes to them."""
 PREFIX = "delivered_"  # start of the name of a delivery's asset
 
 
 class Delivery(Block):
     """Rows for a receiver outside the home, one partition at a time; exactly one of the kinds.
 
-    A kind from outside this package has no field here: its key is allowed once it is in SINK_KEYS.
+    A kind from outside this package has no field here: its key is allowed once it is in SINKS.
     """
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
@@ -250,22 +245,23 @@ class Delivery(Block):
     @classmethod
     def allowed_keys(cls) -> list[str]:
         """The keys that the block allows."""
-        return list(dict.fromkeys([*super().allowed_keys(), *SINK_KEYS]))
+        return list(dict.fromkeys([*super().allowed_keys(), *SINKS]))
 
     @model_validator(mode="before")
     @classmethod
     def _named_after_its_kind(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        kinds, own = [kind for kind in SINK_KEYS if kind in data], super().allowed_keys()
-        read = {kind: TypeAdapter(SINK_KEYS[kind]).validate_python(data[kind]) for kind in kinds if kind not in own}
+        kinds, own = [kind for kind in SINKS if kind in data], super().allowed_keys()
+        outside = [kind for kind in kinds if kind not in own]
+        read = {kind: TypeAdapter(SINKS[kind].value_type).validate_python(data[kind]) for kind in outside}
         return ({"name": kinds[0]} if kinds else {"name": "none"}) | data | read
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [kind for kind in SINK_KEYS if getattr(self, kind, None) is not None]
+        kinds = [kind for kind in SINKS if getattr(self, kind, None) is not None]
         if len(kinds) != 1 or not getattr(self, kinds[0]):
-            msg = f"give exactly one of {listed(SINK_KEYS)}; found {listed(kinds) or 'none'}"
+            msg = f"give exactly one of {listed(SINKS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
         if self.kind in KINDS_IN_STORES and scheme_of(str(self.to)) is not None:
             require_object(self.kind, str(self.to))
@@ -277,7 +273,7 @@ class Delivery(Block):
     @property
     def kind(self) -> str:
         """The kind, which is also its YAML key."""
-        return next(kind for kind in SINK_KEYS if getattr(self, kind, None) is not None)
+        return next(kind for kind in SINKS if getattr(self, kind, None) is not None)
 
     @property
     def to(self) -> object:

@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import DeliveryError, listed
 from batch_platform.declaration.importing import needed, require_installed
 from batch_platform.delivery.sink import NESTED, Sink, Target, alone, storable
 from batch_platform.sources.iceberg import catalog_of
-from batch_platform.sources.objects import ObjectPath, delta_options, put_object, require_store
+from batch_platform.sources.objects import ObjectPath, answer_in_time, delta_options, put_object, require_store
 from batch_platform.warehouse.files import sync
 from batch_platform.warehouse.lock import staging_folder
 from batch_platform.warehouse.sql import connect, literal, quoted
@@ -202,7 +202,7 @@ def _replace_in_iceberg(target: Target, rows: pa.RecordBatchReader) -> None:
     with alone(target.home, f"iceberg-{place}"):  # pyiceberg gives up soon where many commit at once
         catalog = catalog_of(declared)
         try:
-            table = catalog.load_table(declared.table)
+            table = answer_in_time(lambda: catalog.load_table(declared.table))
         except NoSuchTableError:
             catalog.create_namespace_if_not_exists(declared.table.rpartition(".")[0])
             bounds = {f"write.metadata.metrics.column.{target.column}": "full"}

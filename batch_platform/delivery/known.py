@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.extensions import Registry
 from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.redaction import redact
-from batch_platform.delivery.files import CSV_FILES, DELTA, ICEBERG, PARQUET
 from batch_platform.delivery.sink import Sink, Target
-from batch_platform.delivery.sql import SQL
 from batch_platform.sources.objects import StoreError, hint_for
 
-SINKS: dict[str, Sink] = {"parquet": PARQUET, "csv": CSV_FILES, "delta": DELTA, "iceberg": ICEBERG, "sql": SQL}
+SINKS: Registry[Sink] = extensions.SINKS
 
 _DRAWN = re.compile(r"\x1b\[\d*m|↳")  # colours and arrows in messages of deltalake
 _LONGEST_REASON = 300  # characters

@@ -89,6 +89,7 @@ class Sink:
     path: Callable[[Target], FilePath | None] = lambda target: target.path
     # Tells whether `replace` raised because another commit came first, so that it can succeed when it is called again.
     is_conflict: Callable[[Exception], bool] = lambda _: False
+    value_type: type = str  # of the YAML key that declares a receiver, for a kind without a field in `Delivery`
     hint: str = "see the message; the next run delivers it."  # shown when the receiver refuses
     # Raises WrongUseError if a library that the delivery needs is not installed. Connects to nothing.
     require: Callable[[Delivery], object] = lambda _: None

@@ -95,22 +95,24 @@ class FeatureBuilder:
         """The SQL of the features; None if a Polars function makes them."""
         spec, on_spark = self.spec, self.spec.features.spark_sql
         if on_spark is not None:
-            return SparkQuery(spec.name, self.sources.folder, on_spark, spec.sources, spec.features.longest)
-        return None if spec.features.sql is None else self._query(spec.features.sql)
+            return SparkQuery(
+                spec.name, self.sources.folder, "features.spark_sql", on_spark, spec.sources, spec.features.longest
+            )
+        return None if spec.features.sql is None else self._query("features.sql", spec.features.sql)
 
     @cached_property
     def labels_query(self) -> Query | None:
-        """`labels.sql`; None for a pipeline without labels. Raises SourceError if it reads what DuckDB cannot read."""
+        """The SQL of the labels; None for a pipeline without labels. Raises SourceError if it reads what DuckDB cannot read."""
         if self.spec.labels is None:
             return None
-        query = self._query(self.spec.labels.sql)
+        query = self._query("labels.sql", self.spec.labels.sql)
         if on_spark := [name for name in query.reads(self.spec.sources) if name not in self.sources.in_duckdb]:
             raise only_spark_reads(self.sources.table(on_spark[0], self.sources.first_partition()))
         return query
 
-    def _query(self, file: str) -> Query:
+    def _query(self, key: str, sql: str) -> Query:
         spec = self.spec
-        return Query(spec.name, self.sources.folder, file, spec.sources, spec.features.longest)
+        return Query(spec.name, self.sources.folder, key, sql, spec.sources, spec.features.longest)
 
     @cached_property
     def own_feature_sources(self) -> list[str]:
@@ -180,6 +182,11 @@ class FeatureBuilder:
                 if error.__cause__ is None:  # otherwise the folder cannot be looked into: reading the labels says so
                     awaited.append(name)
         return awaited
+
+    def require_labels(self, partition: Partition, absent: Mapping[str, Collection[str]]) -> None:
+        """Raise SourceError if an asset with labels lacks some partitions, by source."""
+        for name, keys in absent.items():
+            self.sources.require_stored(name, partition, keys, "If there are no labels, materialize it without rows.")
 
     @cached_property
     def lineage(self) -> Lineage:

@@ -76,7 +76,9 @@ def _hashes(values: pl.DataFrame, seed: int) -> pl.Series:
     """A hash of each row, which no version of a library changes."""
     texts = pl.exclude(pl.Binary).cast(pl.String).fill_null("")
     text = pl.concat_str(texts, pl.col(pl.Binary).bin.encode("hex"), separator="\0")
-    return pl.Series([xxh3_64_intdigest(value, seed) for value in values.select(text).to_series()], dtype=pl.UInt64)
+    return pl.Series(
+        [xxh3_64_intdigest(value.encode(), seed) for value in values.select(text).to_series()], dtype=pl.UInt64
+    )
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,9 @@ class History:
                 (fit if known_from[partition.start] <= boundary else not_known).add(rows)
             if is_later:
                 later.append(rows)
-                keys.append(_hashes(keyed.select(self.spec.features.key), xxh3_64_intdigest(partition.key, SEED)))
+                keys.append(
+                    _hashes(keyed.select(self.spec.features.key), xxh3_64_intdigest(partition.key.encode(), SEED))
+                )
         parts = [fit.frames(), not_known.frames(), later]
         fitted, between, _ = (sum(frame.height for frame in part) for part in parts)
         rows = self._joined([frame for part in parts for frame in part])

@@ -1,4 +1,4 @@
-"""The user's SQL for DuckDB or Spark: one SELECT in a file, checked once. Errors name the file and the line."""
+"""The user's SQL for DuckDB or Spark: one SELECT, checked once. Errors name the file, or the key that holds the SQL, and the line."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from batch_platform.declaration.errors import (
     nearest_names,
     sentence_of,
 )
+from batch_platform.declaration.notation import is_select
 from batch_platform.sources.interruption import TimeLimit
 from batch_platform.sources.kind import failure_in
 from batch_platform.sources.objects import hint_for, store_failure_in
@@ -49,35 +51,46 @@ _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
 
-class SqlFile:
-    """A file with one SELECT over the sources; the bounds and the key of a partition are its parameters."""
+class Select:
+    """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
     sign = "$"  # before a parameter
 
-    def __init__(
-        self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
+    def __init__(  # noqa: PLR0913 - what a declaration says of its SQL
+        self,
+        pipeline: str,
+        folder: Path,
+        key: str,
+        sql: str,
+        sources: Collection[str],
+        timeout: Duration | None = None,
     ) -> None:
-        """Read the file; raises SourceError unless it lies in the folder and holds one SELECT with known parameters over the sources."""
-        self.pipeline, self.path, self.timeout = pipeline, folder / name, timeout
+        """Read the SQL declared under a key; raises SourceError unless it is one SELECT with known parameters over the sources.
+
+        A file must lie in the folder.
+        """
+        self.pipeline, self.folder, self.timeout = pipeline, folder, timeout
+        self.file = None if is_select(sql) else folder / sql
+        self.place = f"the key {key}" if self.file is None else str(self.file)
         self.limit = TimeLimit(timeout.nominal if timeout else None)
-        self.text = self._read(folder)
+        self.text = sql if self.file is None else self._read(self.file)
         self.parameters = self._parameters()
         if unknown := self.parameters - PARAMETERS:
-            msg = f"{pipeline}: {self.path} uses the parameters {listed(self._signed(unknown))}."
+            msg = f"{pipeline}: {self.place} uses the parameters {listed(self._signed(unknown))}."
             raise SourceError(msg, hint=f"use only {listed(self._signed(PARAMETERS))}.")
         if outside := self._outside({source.lower() for source in sources}):
-            msg = f"{pipeline}: {self.path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
+            msg = f"{pipeline}: {self.place} reads {listed(outside)}; it can read only the sources {listed(sources)}."
             raise SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
 
-    def _read(self, folder: Path) -> str:
+    def _read(self, file: Path) -> str:
         try:
-            if not self.path.resolve().is_relative_to(folder.resolve()):
-                msg = f"{self.pipeline}: {self.path} is a link that leads out of its folder, to {self.path.resolve()}."
+            if not file.resolve().is_relative_to(self.folder.resolve()):
+                msg = f"{self.pipeline}: {file} is a link that leads out of its folder, to {file.resolve()}."
                 raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
-            return self.path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
+            return file.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            msg = f"{self.pipeline}: {self.path} cannot be read ({reason})."
+            msg = f"{self.pipeline}: {file} cannot be read ({reason})."
             raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
 
     def _parameters(self) -> frozenset[str]:
@@ -100,15 +113,15 @@ class SqlFile:
         """Raise SourceError if the columns that the SELECT gives are not unique, or lack one that is wanted."""
         counts = Counter(name.lower() for name in present)
         if twice := [name for name in present if counts[name.lower()] > 1]:
-            msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
+            msg = f"{self.pipeline}: {self.place} gives more than one column {listed(map(repr, twice))}."
             raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
         if missing := [column for column in wanted if column not in present]:
-            msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
+            msg = f"{self.pipeline}: {self.place} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
             raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
 
     def takes_too_long(self, where: str) -> SourceError:
         """The error for a query that takes longer than it may."""
-        msg = f"{where}: the SQL of {self.path} takes longer than features.timeout ({self.timeout})."
+        msg = f"{where}: the SQL of {self.place} takes longer than features.timeout ({self.timeout})."
         return SourceError(msg, hint="look for a join without a condition, or raise features.timeout.")
 
     @contextmanager
@@ -132,19 +145,19 @@ class SqlFile:
             if (failure := failure_in(error)) is not None:
                 raise failure from None
             if _SPILLED in message:
-                msg = f"{where}: the SQL of {self.path} would write more than a quarter of the free disk space aside."
+                msg = f"{where}: the SQL of {self.place} would write more than a quarter of the free disk space aside."
                 hint = "look for a join without a condition; else make room, or declare shorter partitions."
                 raise BatchPlatformError(msg, hint=hint) from error
             if _EXHAUSTED.search(message):
-                msg = f"{where}: there is not enough memory or disk for the SQL of {self.path}: {message.rstrip('.')}."
+                msg = f"{where}: there is not enough memory or disk for the SQL of {self.place}: {message.rstrip('.')}."
                 raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
             line = _line_of(message, self.text)
-            place = f"{self.path}:{line}" if line else str(self.path)
+            place = f"{self.place}:{line}" if line else self.place
             msg = f"{where}: the SQL of {place} fails: {sentence_of(_CANDIDATES.sub('', message))}"
             raise SourceError(msg, hint=SQL_FAILS) from error
 
 
-class Query(SqlFile):
+class Query(Select):
     """SQL that DuckDB runs, checked once and run for many partitions."""
 
     dialect = "duckdb"
@@ -155,7 +168,7 @@ class Query(SqlFile):
             statements = con.extract_statements(self.text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             types = listed(statement.type.name for statement in statements) or "nothing"
-            msg = f"{self.pipeline}: {self.path} must be one SELECT; it holds {types}."
+            msg = f"{self.pipeline}: {self.place} must be one SELECT; it holds {types}."
             raise SourceError(msg, hint=ONE_SELECT)
         return frozenset(statements[0].named_parameters)
 
@@ -179,21 +192,22 @@ class Query(SqlFile):
             self.require_columns(self._columns, wanted)
 
     def _columns_given(self, con: SourceConnection, partition: Partition, bound: dict[str, object]) -> list[str]:
-        """The columns that the query gives; where it reads one that no source has, the error names those that no SQL reads."""
+        """The columns that the query gives; where it reads one that no source has, the error names those that no SQL file reads."""
         try:
             with self.explained(partition):
                 return con.duckdb.sql(self._select, params=bound).columns
         except SourceError as error:
-            gone = _NO_COLUMN.search(error.message)
-            texts = " ".join(file.read_text(encoding="utf-8") for file in self.path.parent.glob("*.sql"))
+            if (gone := _NO_COLUMN.search(error.message)) is None or self.file is None:
+                raise
+            texts = " ".join(file.read_text(encoding="utf-8") for file in self.file.parent.glob("*.sql"))
             read = {word.lower() for word in re.findall(r"\w+", texts)}
             has = [
                 column for name in self.reads(con.names) for column in con.duckdb.sql(f"FROM {quoted(name)}").columns
             ]
             unread = [column for column in has if read.isdisjoint(re.findall(r"\w+", column.lower()))]
-            if gone is None or not unread or gone[1] in has:
+            if not unread or gone[1] in has:
                 raise
-            msg = f"{error.message.rstrip('.')}; no SQL of the pipeline reads {listed(map(repr, unread))}."
+            msg = f"{error.message.rstrip('.')}; no SQL file of the pipeline reads {listed(map(repr, unread))}."
             renamed = f"if the column was renamed, write in the SQL: {quoted(unread[0])} AS {quoted(gone[1])}."
             hint = did_you_mean(gone[1], has) or renamed
             raise SourceError(msg, hint=hint) from error
@@ -256,17 +270,22 @@ def statement_of(text: str) -> str:
 
     So two texts with the same result are the same statement, whatever the tokens are taken for.
     """
-    encoded = text.encode()
-    tokens = duckdb.tokenize(text)
-    ends = [*(start for start, _ in tokens[1:]), len(encoded)]
-    words = [
-        encoded[start:end].decode().strip()
-        for (start, kind), end in zip(tokens, ends, strict=True)
-        if kind != duckdb.token_type.comment
-    ]
+    code = _QUOTED_OR_COMMENT.sub(lambda found: found["quoted"] or " ", text)
+    encoded = code.encode()
+    starts = [start for start, _ in duckdb.tokenize(code)]
+    words = [encoded[start:end].decode().strip() for start, end in pairwise([*starts, len(encoded)])]
     written = "\n".join(words).replace("\n$\n", "\n$")  # a parameter is two tokens
     tree = parsed(text)
     return written if tree is not None and tree == parsed(written) else text
+
+
+_BLOCK = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/"
+_NESTED = rf"/\*(?:[^*/]|\*(?!/)|/(?!\*)|{_BLOCK})*\*/"  # of comments within comments within comments, the tree decides
+_QUOTED_OR_COMMENT = re.compile(
+    r"(?P<quoted>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?P<tag>\$\w*\$).*?(?P=tag))|--[^\n]*|"
+    + _NESTED,
+    re.DOTALL,
+)
 
 
 @lru_cache(maxsize=256)
@@ -323,14 +342,14 @@ def _line_of(message: str, text: str) -> str | None:
     return next((str(number) for number, line in lines if wanted and wanted in line), None)
 
 
-class SparkQuery(SqlFile):
+class SparkQuery(Select):
     """SQL that Spark runs; its parameters are written with a colon, as `:partition_start`."""
 
     dialect, sign = "spark", ":"
 
     def _parameters(self) -> frozenset[str]:
         if in_duckdb := {name for name in PARAMETERS if re.search(rf"\$\s*{name}\b", self._parsed.words)}:
-            msg = f"{self.pipeline}: {self.path} uses the parameters {listed('$' + name for name in in_duckdb)}."
+            msg = f"{self.pipeline}: {self.place} uses the parameters {listed('$' + name for name in in_duckdb)}."
             raise SourceError(msg, hint="Spark's SQL writes a parameter with a colon, such as :partition_start.")
         return self._parsed.parameters
 
@@ -344,7 +363,7 @@ class SparkQuery(SqlFile):
         try:
             return spark_statement(self.text)
         except ValueError as error:
-            msg = f"{self.pipeline}: the SQL of {self.path}: {error}."
+            msg = f"{self.pipeline}: the SQL of {self.place}: {error}."
             raise SourceError(msg, hint=ONE_SELECT) from error
 
     @property
@@ -361,5 +380,5 @@ class SparkQuery(SqlFile):
         text = str(error).strip()
         first = re.sub(r"\s*SQLSTATE: \w+.*|; line \d+ pos \d+.*", "", " ".join(text.partition("\n")[0].split()))
         line = re.search(r"\bline (\d+)[, ]", text)
-        place = f"{self.path}:{line[1]}" if line else str(self.path)
+        place = f"{self.place}:{line[1]}" if line else self.place
         return SourceError(f"{where}: the SQL of {place} fails: {first.rstrip('. ')}.", hint=SQL_FAILS)

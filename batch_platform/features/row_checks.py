@@ -423,4 +423,5 @@ def place_in_sql(builder: "FeatureBuilder", column: str) -> str:
     if builder.query is None or not lines:
         return ""
     first, last = min(lines), max(lines)
-    return f"{builder.query.path.name}, {f'line {first}' if first == last else f'lines {first} to {last}'}"
+    place = builder.query.place if builder.query.file is None else builder.query.file.name
+    return f"{place}, {f'line {first}' if first == last else f'lines {first} to {last}'}"

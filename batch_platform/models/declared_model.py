@@ -79,8 +79,7 @@ def task_of(estimator: Any, classes: int) -> Task:
     from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 
     if is_classifier(estimator):
-        scores_itself = flavour_of(estimator).predictor is not None
-        if scores_itself and not hasattr(estimator, "predict_proba"):
+        if flavour_of(estimator).calls_estimator and not hasattr(estimator, "predict_proba"):
             msg = f"{name_of(estimator)} does not return probabilities."
             raise TrainingRefusedError(msg, hint="wrap it in sklearn.calibration.CalibratedClassifierCV with `build`.")
         return "binary" if classes <= BINARY else "multiclass"
@@ -233,8 +232,7 @@ def _with_preprocessing(estimator: Any, contract: Contract) -> Any:
         if categorical and estimator.get_params()["categorical_features"] == "from_dtype":
             estimator.set_params(categorical_features=categorical)
         return estimator
-    if accept_codes := flavour_of(estimator).accept_codes:
-        accept_codes(estimator, contract)
+    if flavour_of(estimator).accept_codes(estimator, contract):
         return estimator
     if type(estimator).__module__.startswith(("sklearn.tree.", "sklearn.ensemble.")):
         # Trees split one column at a time: scale does not matter, and codes can stand for categories.

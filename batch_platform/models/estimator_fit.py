@@ -76,7 +76,7 @@ def fitted_predictor(kind: Flavour, estimator: Any, signature: Signature, rows: 
             if name.endswith("class_weight") and isinstance(value, dict):
                 estimator.set_params(**{name: {positions.get(label, label): value[label] for label in value}})
     kind.fit(estimator, rows.matrix, truth, signature.contract, rows.weights)
-    return kind.reloaded(estimator, signature) if kind.predictor is None else kind.predictor(estimator, signature)
+    return kind.predictor(estimator, signature)
 
 
 def draws_by_class(estimator: Any, rows: int) -> bool:

@@ -1,8 +1,4 @@
-"""Every measure by name, and what scoring and evaluation do with all of them.
-
-A module of a user's project adds its own to `MEASURES` before the pipelines are loaded. Scored measures are replaced in the
-order of the dictionary: drift reads the profiles.
-"""
+"""Every measure by name, and what scoring and evaluation do with all of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +9,9 @@ from typing import Annotated, Any, get_args
 import duckdb
 import polars as pl
 
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import number
+from batch_platform.declaration.extensions import Registry
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.divergence import Level
 from batch_platform.monitoring.measure import (
@@ -30,27 +28,12 @@ from batch_platform.monitoring.measure import (
     ScoredPartition,
     table_of,
 )
-from batch_platform.monitoring.measures.challengers import CHALLENGERS
-from batch_platform.monitoring.measures.drift import DRIFT
-from batch_platform.monitoring.measures.estimates import ESTIMATES
-from batch_platform.monitoring.measures.evaluated import CLUSTER_PROFILES, CONCEPT_DRIFT, INTERVAL_COVERAGE
-from batch_platform.monitoring.measures.health import CHAMPION_AGE, REJECTED_SHARE, VOLUME
-from batch_platform.monitoring.measures.performance import PERFORMANCE
-from batch_platform.monitoring.measures.rows import FEATURE_ROWS
-from batch_platform.monitoring.measures.scored import IMPORTANCE, PROFILES, REJECTIONS, SCORES
 from batch_platform.warehouse import descriptions
 from batch_platform.warehouse.descriptions import Description
 from batch_platform.warehouse.ledger import create_table, insert, note, note_partitions, read_records
 from batch_platform.warehouse.sql import has_table, quoted
 
-MEASURES: dict[str, Measure[Any]] = {
-    measure.name: measure
-    for measure in (
-        *(REJECTIONS, REJECTED_SHARE, VOLUME, FEATURE_ROWS, SCORES, CHAMPION_AGE, CHALLENGERS, PROFILES, ESTIMATES),
-        *(DRIFT, IMPORTANCE, PERFORMANCE, CONCEPT_DRIFT, INTERVAL_COVERAGE, CLUSTER_PROFILES),
-    )
-}
-
+MEASURES: Registry[Measure[Any]] = extensions.MEASURES
 HEALTH, CAUSES = "health", ", "  # the table, and what stands between the causes of an alarm
 _SEVERITIES: dict[Level, str | None] = {"none": None, "warn": "warning", "fail": "error"}
 

@@ -2,8 +2,7 @@
 
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
 out, never guessed. A row whose true class the model does not know counts as wrong where a metric judges decisions, and is
-left out where it judges probabilities. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of
-`declaration/monitored.py`. A pipeline names metrics of its own in `monitoring.metrics`.
+left out where it judges probabilities. A pipeline names metrics of its own in `monitoring.metrics`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.extensions import Registry
 from batch_platform.declaration.importing import import_function
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring import decisions
@@ -77,6 +78,9 @@ class Metric:
         return outcomes if self.of_decisions else outcomes.known
 
 
+METRICS: Registry[Metric] = extensions.METRICS
+
+
 def metrics_of(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, Metric]:
     """The metrics that measure the task of some outcomes, and those of a pipeline's own, by name."""
     if not len(outcomes.predicted) or (outcomes.truth is None and outcomes.task not in UNSUPERVISED):
@@ -105,14 +109,17 @@ def own_metrics(spec: PipelineSpec) -> list[Metric]:
 
 def _own(path: str) -> Metric:
     name, function = path.rpartition(".")[2], import_function(path, "monitoring.metrics")
-    if isinstance(function, Metric):
-        return replace(function, name=name)
+    return replace(function, name=name) if isinstance(function, Metric) else metric_of(name, function)
+
+
+def metric_of(name: str, function: Callable[[Outcomes], float | None], tasks: Sequence[str] = TASKS) -> Metric:
+    """The metric that a function measures, with intervals; its docstring gives the formula."""
 
     def value(outcomes: Outcomes) -> float | None:
         number = function(outcomes)
         if number is None or np.isfinite(number):
             return None if number is None else float(number)
-        msg = f"the metric {path} is {number}."
+        msg = f"the metric {name} is {number}."
         raise DataError(msg, hint="return a finite number, or None where the metric is not defined for the rows.")
 
     value.__doc__ = function.__doc__  # which the report shows
@@ -129,7 +136,7 @@ def _own(path: str) -> Metric:
 
         return lambda weights: np.apply_along_axis(repeated, -1, weights)
 
-    return Metric(name, TASKS, value, weighted=weighted)
+    return Metric(name, tasks, value, weighted=weighted)
 
 
 def default_metric(task: str) -> str:
@@ -478,81 +485,80 @@ def _of_ratio(name: str, tasks: Sequence[str], ratio_of: Callable[[Outcomes], Ra
 _SHARE: dict[str, Any] = {"least": 0, "most": 1, "in_detail": True}
 _ERROR: dict[str, Any] = {"lower_is_better": True, "least": 0}
 _COST: dict[str, Any] = {"lower_is_better": True, "in_detail": True}
-METRICS = {
-    metric.name: metric
-    for metric in (
-        _of_decisions("accuracy", _accuracy, CLASSIFICATION),
-        Metric(
-            "log_loss",
-            CLASSIFICATION,
-            _log_loss,
-            default_for=("multiclass",),
-            **_mean_of(_row_log_losses),
-            **_ERROR,
-        ),
-        Metric(
-            "brier",
-            CLASSIFICATION,
-            _brier,
-            **_mean_of(_row_brier_scores),
-            range_of=_range_of_brier,
-            most=2,
-            **_ERROR,
-        ),
-        Metric("mae", REGRESSION, _mae, **_mean_of(_absolute_errors), **_ERROR),
-        Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, **_mean_of(_squares, np.sqrt), **_ERROR),
-        Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1),
-        Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",)),
-        Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",)),
-        _weighted("roc_auc", (*CLASSIFICATION, "outliers"), _roc_auc, default_for=BINARY, least=0, most=1),
-        _of_decisions("precision", decisions.precision, in_detail=True),
-        _of_decisions("recall", decisions.recall, in_detail=True),
-        _weighted("f1", CLASSIFICATION, decisions.f1, of_decisions=True, **_SHARE),
-        _weighted(
-            "decision_cost",
-            CLASSIFICATION,
-            decisions.realised,
-            lower_is_better=True,
-            range_of=decisions.range_of_costs,
-        ),
-        _weighted(
-            "decision_cost_always", CLASSIFICATION, decisions.of_always, range_of=decisions.range_of_always, **_COST
-        ),
-        _weighted("decision_cost_never", BINARY, decisions.of_never, range_of=decisions.range_of_never, **_COST),
-        _weighted(
-            "decision_cost_in_hindsight",
-            BINARY,
-            decisions.in_hindsight,
-            grows_on_few_rows=True,
-            range_of=decisions.range_of_costs,
-            **_COST,
-        ),
-        _of_decisions("selection_rate", decisions.selection_rate, in_detail=True, neutral=True),
-        _of_decisions("false_positive_rate", decisions.false_positive_rate, in_detail=True, lower_is_better=True),
-        _weighted(
-            "calibration_error",
-            BINARY,
-            decisions.calibration_error,
-            lower_is_better=True,
-            grows_on_few_rows=True,
-            **_SHARE,
-        ),
-        _weighted("average_precision", BINARY, _average_precision, **_SHARE),
-        _weighted("ks", BINARY, _ks, grows_on_few_rows=True, **_SHARE),
-        *map(_lift, LIFTS),
-        Metric(
-            "bias",
-            REGRESSION,
-            _bias,
-            lower_is_better=True,
-            **_mean_of(_errors),
-            signed=True,
-            in_detail=True,
-        ),
-        _of_ratio("mape", REGRESSION, _mape, mean=_mape, in_detail=True, **_ERROR),
-        *map(_error_quantile, ERROR_QUANTILES),
-    )
-}
+ACCURACY = _of_decisions("accuracy", _accuracy, CLASSIFICATION)
+LOG_LOSS = Metric(
+    "log_loss",
+    CLASSIFICATION,
+    _log_loss,
+    default_for=("multiclass",),
+    **_mean_of(_row_log_losses),
+    **_ERROR,
+)
+BRIER = Metric(
+    "brier",
+    CLASSIFICATION,
+    _brier,
+    **_mean_of(_row_brier_scores),
+    range_of=_range_of_brier,
+    most=2,
+    **_ERROR,
+)
+MAE = Metric("mae", REGRESSION, _mae, **_mean_of(_absolute_errors), **_ERROR)
+RMSE = Metric("rmse", REGRESSION, _rmse, default_for=REGRESSION, **_mean_of(_squares, np.sqrt), **_ERROR)
+R2 = Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1)
+SILHOUETTE = Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",))
+OUTLIER_SHARE = Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",))
+ROC_AUC = _weighted("roc_auc", (*CLASSIFICATION, "outliers"), _roc_auc, default_for=BINARY, least=0, most=1)
+PRECISION = _of_decisions("precision", decisions.precision, in_detail=True)
+RECALL = _of_decisions("recall", decisions.recall, in_detail=True)
+F1 = _weighted("f1", CLASSIFICATION, decisions.f1, of_decisions=True, **_SHARE)
+DECISION_COST = _weighted(
+    "decision_cost",
+    CLASSIFICATION,
+    decisions.realised,
+    lower_is_better=True,
+    range_of=decisions.range_of_costs,
+)
+DECISION_COST_ALWAYS = _weighted(
+    "decision_cost_always", CLASSIFICATION, decisions.of_always, range_of=decisions.range_of_always, **_COST
+)
+DECISION_COST_NEVER = _weighted(
+    "decision_cost_never", BINARY, decisions.of_never, range_of=decisions.range_of_never, **_COST
+)
+DECISION_COST_IN_HINDSIGHT = _weighted(
+    "decision_cost_in_hindsight",
+    BINARY,
+    decisions.in_hindsight,
+    grows_on_few_rows=True,
+    range_of=decisions.range_of_costs,
+    **_COST,
+)
+SELECTION_RATE = _of_decisions("selection_rate", decisions.selection_rate, in_detail=True, neutral=True)
+FALSE_POSITIVE_RATE = _of_decisions(
+    "false_positive_rate", decisions.false_positive_rate, in_detail=True, lower_is_better=True
+)
+CALIBRATION_ERROR = _weighted(
+    "calibration_error",
+    BINARY,
+    decisions.calibration_error,
+    lower_is_better=True,
+    grows_on_few_rows=True,
+    **_SHARE,
+)
+AVERAGE_PRECISION = _weighted("average_precision", BINARY, _average_precision, **_SHARE)
+KS = _weighted("ks", BINARY, _ks, grows_on_few_rows=True, **_SHARE)
+LIFT_AT_1, LIFT_AT_5, LIFT_AT_10 = map(_lift, LIFTS)
+BIAS = Metric(
+    "bias",
+    REGRESSION,
+    _bias,
+    lower_is_better=True,
+    **_mean_of(_errors),
+    signed=True,
+    in_detail=True,
+)
+MAPE = _of_ratio("mape", REGRESSION, _mape, mean=_mape, in_detail=True, **_ERROR)
+ERROR_P10, ERROR_P50, ERROR_P90 = map(_error_quantile, ERROR_QUANTILES)
 
 
 def without_details(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -128,7 +128,9 @@ class FeatureStep:
             hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
             raise SourceError(msg, hint=hint)
         for source, keys in self.absent(partition).items():
-            self.history.builder.sources.require_stored(source, partition, keys)
+            forced = f"batch-platform run {self.history.spec.name} --partition {partition.key} --force"
+            without = f"To score {partition.key} without it: {forced}"
+            self.history.builder.sources.require_stored(source, partition, keys, without)
 
     def _fingerprints(self, partition: Partition) -> dict[str, Fingerprints]:
         """Take the fingerprints of the sources with the rows of many partitions."""

@@ -25,6 +25,7 @@ from batch_platform.monitoring.measures.challengers import read_challenger_runs
 from batch_platform.monitoring.measures.estimates import read_estimates
 from batch_platform.monitoring.measures.evaluated import read_deviations
 from batch_platform.monitoring.measures.rows import read_misplaced
+from batch_platform.pipeline.build import Absent
 from batch_platform.pipeline.measured_model import MeasuredModel, Measuring
 from batch_platform.pipeline.set_apart import SetApart, setting_apart
 from batch_platform.scoring.run import in_groups
@@ -53,6 +54,7 @@ class EvaluationStep:
     declared: str  # hash of the whole declaration
     inputs: Mapping[str, str]  # versions of what is measured beside the sources of the labels
     stamp: Stamp
+    absent: Absent
 
     def committed(self, partitions: Sequence[Partition]) -> Iterator[Evaluated]:
         """Evaluate partitions whose labels are known, oldest first; see `Pipeline.evaluate`."""
@@ -90,6 +92,7 @@ class EvaluationStep:
                 labels_of_each = history.labels_of(session, scored, most_rows, self.stamp)
                 for partition, labels in zip(scored, labels_of_each, strict=True):
                     with apart.attempt(partition.key):
+                        history.builder.require_labels(partition, self.absent(partition))
                         label_sources = versions.get(partition.key) or history.label_versions(partition, taken)
                         run = runs[partition.key]
                         known = None if history.spec.labels is None else labels()

@@ -24,6 +24,8 @@ from batch_platform.planning.state import State
 from batch_platform.planning.trainings import first_served
 from batch_platform.warehouse.failures import Failure
 
+A_FEW = 3  # failures of a step that are named one by one
+
 
 def health_of(
     spec: PipelineSpec, state: State, now: datetime, measured: Measured, failures: Sequence[Failure] = ()
@@ -31,8 +33,9 @@ def health_of(
     """The health of a pipeline at a time, where `failures` are the attempts that failed at what is still due."""
     aspects = [freshness(spec, state, now)]
     if failures:
-        failed = listed(f"{failure.step} {failure.partition_key}" for failure in failures)
-        aspects.insert(0, Aspect("failures", "fail", f"failed: {failed}", numbers={"failures": len(failures)}))
+        of_steps = [_failed(step, failures) for step in sorted({failure.step for failure in failures})]
+        text = f"failed: {'; '.join(of_steps)}"
+        aspects.insert(0, Aspect("failures", "fail", text, numbers={"failures": len(failures)}))
     aspects = [*_sources(state, measured), *aspects]
     if waiting := {
         delivery.name: len(keys)
@@ -79,6 +82,14 @@ def _with_failed_checks(aspects: Sequence[Aspect], newest: str | None, measured:
     }
     stand = [aspect for aspect in aspects if not (aspect.passed and aspect.name in failed)]
     return [*stand, *(aspect for name, aspect in failed.items() if name not in {other.name for other in stand})]
+
+
+def _failed(step: str, failures: Sequence[Failure]) -> str:
+    """The failures of a step in words: a few by their keys, more by their number and the first and last key."""
+    keys = [failure.partition_key for failure in failures if failure.step == step]
+    if len(keys) <= A_FEW:
+        return f"{step} {listed(keys)}"
+    return f"{step} {len(keys):,} times between {min(keys)} and {max(keys)}"
 
 
 def _sources(state: State, measured: Measured) -> Iterator[Aspect]:

@@ -48,8 +48,8 @@ class LearnedModel:
         Raises:
             TrainingRefusedError: The model holds a type that would not be trusted on loading.
         """
-        proof, pickled = self.fitted.proof, self.fitted.flavour.pickled
-        as_saved = pickled if pickled is not None and allow_pickle else lambda model: model
+        proof, flavour = self.fitted.proof, self.fitted.flavour
+        as_saved = flavour.pickled if allow_pickle else lambda model: model
         fit, judged_fit = self.fitted, self.judged_fit
         proven = replace(self.manifest, compiled=proof.compiled)
         judged, labelled = self.fitted.judged, self.data is not None and self.data.label is not None

@@ -184,19 +184,22 @@ class Pipeline:
         step = ScoringStep(self.history, self.warehouse, self.state(), stamp, self.bundle_folder, self._bundles)
         yield from step.committed(partitions, force=force, version=version, watch=watch)
 
-    def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
+    def evaluate(
+        self, partitions: Sequence[Partition], stamp: Stamp, absent: Absent = lambda _: {}
+    ) -> Iterator[Evaluated]:
         """Compare scored partitions with their labels, oldest first; see `setting_apart` for those that fail.
 
-        Those whose labels are awaited, as `awaited_labels` says, are left as they are.
+        Those whose labels are awaited, as `awaited_labels` says, are left as they are. `absent` gives the partitions of assets
+        with labels that it lacks, by source.
 
         Raises:
             DataError: Some partitions are not scored.
-            SourceError: `labels.sql` fails.
+            SourceError: `labels.sql` fails, or an asset with labels lacks a partition.
         """
         awaited = self.awaited_labels(partitions, stamp.at)
         if known := [partition for partition in partitions if partition.key not in awaited]:
             yield from EvaluationStep(
-                self.history, self.warehouse, self.declared, self._keeper.inputs.measured, stamp
+                self.history, self.warehouse, self.declared, self._keeper.inputs.measured, stamp, absent
             ).committed(known)
 
     def awaited_labels(self, partitions: Sequence[Partition], now: datetime) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import duckdb
 
@@ -13,6 +14,7 @@ from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version, read_registry
 from batch_platform.pipeline.former_partitions import require_no_former_partitions
 from batch_platform.pipeline.set_apart import setting_apart
+from batch_platform.planning.artifacts import code_version_of
 from batch_platform.planning.state import State
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.partition import Watch
@@ -56,7 +58,7 @@ class ScoringStep:
                     is_held = (
                         not force
                         and partition.key not in state.incomplete
-                        and item.is_held(state.code_version_of(item.model.version), state.declared.decision_rule)
+                        and item.is_held(code_version_of(state, item.model.version), state.declared.decision_rule)
                     )
                     (held if is_held else due).append(item)
             apart.up_to_date.update(
@@ -73,7 +75,7 @@ class ScoringStep:
                 self.warehouse,
                 engine,
                 self.bundle_folder,
-                state.code_version_of,
+                partial(code_version_of, state),
                 stamp,
                 force,
                 commits,

@@ -14,6 +14,7 @@ from batch_platform.declaration.predictions import rule_text
 from batch_platform.delivery.ledger import read_deliveries
 from batch_platform.features.fingerprints import record_fingerprints, recorded_fingerprints
 from batch_platform.features.history import History
+from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.planning.inputs import Inputs
 from batch_platform.planning.plan import Plan, make_plan
@@ -67,13 +68,14 @@ class StateKeeper:
         """The versions of what models and evaluations are made from beside the features, as declared now."""
         return Inputs.declared(self.history.builder)
 
-    @cached_property
+    @property
     def _declared(self) -> Declared:
         return Declared(
             features_version=self.history.builder.code_version,
             scoring_version=self.scoring_code_version,
             unexplained_version=self.unexplained_code_version,
             decision_rule=rule_text(self.history.spec.predictions.decide),
+            refinements=fingerprint(self.history.spec),  # of each state anew: their modules may be edited meanwhile
             inputs=self.inputs,
             text=self.declared,
         )

@@ -11,6 +11,7 @@ from datetime import datetime
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.predictions import Delivery
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.models.refinements.reasons import REASONS as EXPLAINING
 from batch_platform.models.registry import Version
 from batch_platform.planning.state import State
 from batch_platform.planning.steps import Step
@@ -99,12 +100,21 @@ def predictions_of(state: State, partition: Partition, champion: Version | None)
         "sources": "",
         "decision rule": run.decision_rule,
     }
-    build, code = state.features.get(key), state.code_version_of(run.model_version)
+    build, code = state.features.get(key), code_version_of(state, run.model_version)
     current: dict[str, object] = {"files": state.incomplete.get(key, "")}
     current |= {} if champion is None else {"model": champion.version}
     current |= {"code": code} if build is None else {"features": build.sha256, "code": code}
     current |= {} if build is None else {"sources": features_due(state, partition) or ""}
     return Artifact("predictions", recorded, {**current, "decision rule": state.declared.decision_rule})
+
+
+def code_version_of(state: State, version: str) -> str:
+    """The code version with which a model version would score now."""
+    explained, unexplained = state.declared.scoring_version, state.declared.unexplained_version
+    if unexplained in ("", explained):
+        return explained
+    known = state.registry.refinements(version)
+    return unexplained if known and EXPLAINING.name not in known["applied"] else explained
 
 
 def performance_of(state: State, partition: Partition) -> Artifact | None:

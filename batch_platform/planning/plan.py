@@ -13,7 +13,7 @@ from datetime import datetime
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Version
-from batch_platform.planning.artifacts import features_due, performance_of, predictions_of, undelivered
+from batch_platform.planning.artifacts import code_version_of, features_due, performance_of, predictions_of, undelivered
 from batch_platform.planning.holds import awaited_labels, unserved, with_warm_up
 from batch_platform.planning.remarks import remarks_on
 from batch_platform.planning.request import PlanRequest, Question
@@ -121,7 +121,7 @@ def _predictions(
         champion = (named if is_served else None) or (None if stretch is None else stretch.version)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
         awaits = newest is not None and (stretch is None or stretch.approved_from <= newest)
-        comparable = run is None or is_served or run.code_version == state.code_version_of(run.model_version)
+        comparable = run is None or is_served or run.code_version == code_version_of(state, run.model_version)
         reason = predictions_of(state, partition, champion).reason if comparable else None
         if run is not None:
             if awaits and reason is None:

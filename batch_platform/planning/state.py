@@ -13,7 +13,6 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.delivery.ledger import Delivered, Deliveries
 from batch_platform.features.fingerprints import Fingerprints, Look, ReadBy, Taken
 from batch_platform.features.history import History
-from batch_platform.models.refinements.reasons import REASONS
 from batch_platform.models.registry import Registry, Version
 from batch_platform.monitoring.measure import Commits
 from batch_platform.monitoring.usual import Past
@@ -72,6 +71,7 @@ class Declared:
     scoring_version: str
     unexplained_version: str = ""  # of scoring by a model version without reasons; empty if none differs
     decision_rule: str | None = None
+    refinements: str = ""  # hash of the declared refinements and their code; empty without any
     inputs: Inputs = field(default_factory=Inputs)  # of models and evaluations
     text: str = ""  # hash of the whole declaration
 
@@ -125,14 +125,6 @@ class State:
         """The table that lacks a file, by partition key."""
         files = self.records.files
         return {files[path].partition_key: path.parents[1].name for path in sorted(self.seen.lost_files)}
-
-    def code_version_of(self, version: str) -> str:
-        """The code version with which a model version would score now."""
-        explained, unexplained = self.declared.scoring_version, self.declared.unexplained_version
-        if unexplained in ("", explained):
-            return explained
-        known = self.registry.refinements(version)
-        return unexplained if known and REASONS.name not in known["applied"] else explained
 
     @property
     def unread_error(self) -> SourceError | None:

@@ -14,7 +14,6 @@ from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.model import Challenger
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import ModelTraining, Registry, Version, positive_class
 from batch_platform.planning.artifacts import features_due
 from batch_platform.planning.request import PlanRequest, Question
@@ -50,7 +49,7 @@ def _recorded_first(spec: PipelineSpec, state: State) -> str:
     """Hashes of the declared model, the features, the positive class, the weight and refinements, and the columns that are no features."""
     positive = "" if spec.positive is None else f"-{spec.positive!r}"
     weight = "" if spec.labels is None or spec.labels.weight is None else f"-weight {spec.labels.weight!r}"
-    refinements = f"-{hashed}" if (hashed := fingerprint(spec)) else ""
+    refinements = f"-{hashed}" if (hashed := state.declared.refinements) else ""
     without = json.dumps(sorted(name for name, rule in spec.features.columns.items() if not rule.feature))
     return (
         f"{spec.model.fingerprint}-{state.declared.features_version}{positive}{weight}{refinements}{_WITHOUT}{without}"

@@ -284,7 +284,7 @@ def shown_of(pooled: pl.DataFrame, metric: str, rule: Decide | None) -> pl.DataF
 
 def definitions_of(shown: set[str], own: Sequence[Metric]) -> dict[str, str]:
     """Return the first paragraph of the docstring of each metric that the report shows and whose name does not define it."""
-    known = METRICS | {metric.name: metric for metric in own}
+    known = {**METRICS} | {metric.name: metric for metric in own}
     texts = {name: known[name].value.__doc__ or "" for name in sorted(shown & {*known} - SELF_EXPLANATORY)}
     first = {name: _FUNCTION.sub("", text.strip().split("\n\n")[0]) for name, text in texts.items()}
     return {name: " ".join(text.replace("`", "").split()) for name, text in first.items() if text}

@@ -20,7 +20,7 @@ from batch_platform.declaration.inputs import IcebergSnapshot, IcebergTable, Sou
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.delta import parquet_dataset
 from batch_platform.sources.kind import SourceKind, SourceTable
-from batch_platform.sources.objects import store_timeout
+from batch_platform.sources.objects import answer_in_time, store_timeout
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -52,7 +52,7 @@ def _declared(table: SourceTable) -> IcebergSnapshot:
 def _catalog(name: str, properties: tuple[tuple[str, str], ...]) -> "Catalog":
     from pyiceberg.catalog import load_catalog
 
-    catalog = load_catalog(name, **dict(properties))
+    catalog = answer_in_time(lambda: load_catalog(name, **dict(properties)))
     for limit in ("s3.connect-timeout", "s3.request-timeout"):
         catalog.properties.setdefault(limit, str(store_timeout() / _S3_ATTEMPTS))
     return catalog
@@ -73,7 +73,7 @@ def _opened(table: SourceTable) -> "Table":
     with _explained(table):
         catalog = catalog_of(declared)
         try:
-            return catalog.load_table(declared.table)
+            return answer_in_time(lambda: catalog.load_table(declared.table))
         except NoSuchTableError as error:
             known = list[str]()
             with suppress(NoSuchNamespaceError):
@@ -101,6 +101,7 @@ def _explained(table: SourceTable) -> Generator[None]:
         raise
     except Exception as error:  # a catalog may be a database, a service or files: each raises classes of its own
         reason = " ".join(redact(str(error)).partition("\n")[0].split())[:_LONGEST_REASON].rstrip(". ")
+        reason = reason or "no answer in time"
         problem = f" ({table.key}): {_declared(table).table} cannot be read ({type(error).__name__}: {reason})."
         hint = "check the catalog: its properties, in .pyiceberg.yaml or the environment if only its name is declared."
         raise table.error(problem, hint) from error

@@ -93,6 +93,7 @@ class SourceKind(ABC):
     counts_quickly = True  # True if rows can be counted without reading all of them
     stands_still = False  # True if an open connection goes on reading the state that it found
     keeps_session = False  # True if `session` keeps something open for a connection
+    value_type: type = str  # of the YAML key that declares a source, for a kind without a field in `Source`
     endings: tuple[str, ...] = ()  # endings of file names by which `new --from` recognises the kind
     unreadable: str | None = None  # hint shown when the source cannot be read
 

@@ -1,4 +1,4 @@
-"""The kinds of sources by name, and the two that take few lines; one from outside the package is added to the dictionary."""
+"""The kinds of sources by name, and the two that take few lines."""
 
 from typing import NoReturn
 
@@ -6,17 +6,15 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.extensions import Registry
 from batch_platform.declaration.importing import import_function, parameters_of, source_code
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.sources.delta import DELTA
-from batch_platform.sources.duckdb import ASSET, DUCKDB
-from batch_platform.sources.files import ARROW, PARQUET
-from batch_platform.sources.iceberg import ICEBERG
 from batch_platform.sources.kind import SourceKind, SourceTable, digest
-from batch_platform.sources.sql import SQL
-from batch_platform.sources.text_files import CSV, JSON
+
+SOURCE_KINDS: Registry[SourceKind] = extensions.SOURCES
 
 
 class _Python(SourceKind):
@@ -90,16 +88,4 @@ class _SparkTable(SourceKind):
     admit = frame = view
 
 
-SOURCE_KINDS: dict[str, SourceKind] = {
-    "python": _Python(),
-    "parquet": PARQUET,
-    "csv": CSV,
-    "json": JSON,
-    "arrow": ARROW,
-    "duckdb": DUCKDB,
-    "delta": DELTA,
-    "iceberg": ICEBERG,
-    "sql": SQL,
-    "spark_table": _SparkTable(),
-    "asset": ASSET,
-}
+PYTHON, SPARK_TABLE = _Python(), _SparkTable()

@@ -6,7 +6,8 @@ a profile, or the role of the machine. It remembers no listing, so that a replac
 
 import os
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from glob import has_magic
 from hashlib import sha256
 from os import stat_result
 from pathlib import Path, PurePosixPath
-from threading import local
-from typing import TYPE_CHECKING, Any
+from threading import Thread, local
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
@@ -45,9 +46,12 @@ _TIMEOUT_SECONDS = 90.0  # for which a store may be silent, all attempts taken t
 _SLOWEST = 100_000  # bytes per second that a store takes at least
 _S3_ATTEMPTS = 3  # of botocore at one request, unless the environment says otherwise
 _S3_READINGS = 2  # of s3fs at one object whose transfer breaks off, each with the attempts of botocore
+_GCS_ATTEMPTS = 6  # of gcsfs at one request, with pauses of half a minute in all
 _VARIABLE = re.compile(r"[*?\[{]")  # start of what differs between the objects of a source
 _LONGEST_REASON = 300  # characters of a message
 _RAISED = re.compile(r"\bStoreError: ([^\n]*)")
+
+Answer = TypeVar("Answer")
 
 
 class ObjectPath(PurePosixPath):
@@ -354,8 +358,30 @@ def store_timeout() -> float:
     return seconds_in(TIMEOUT_VARIABLE, _TIMEOUT_SECONDS)
 
 
+def answer_in_time(ask: Callable[[], Answer]) -> Answer:
+    """Return or raise what a library without a time limit of its own does; raise TimeoutError once a store may be silent no longer.
+
+    A thread asks, which is left behind if no answer comes: for requests that change nothing.
+    """
+    answer = Future[Answer]()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - raised where the answer is awaited
+            answer.set_exception(error)
+
+    Thread(target=wait, daemon=True).start()
+    return answer.result(store_timeout())
+
+
 def _limits(extra: str) -> dict[str, Any]:
-    """The options by which a store's library waits no longer for an answer than it may; gcsfs and adlfs have limits of their own."""
+    """The options by which a store's library waits no longer for an answer than it may; adlfs has no such option."""
+    if extra == "gcs":
+        from aiohttp import ClientTimeout  # a requirement of gcsfs
+
+        silent = store_timeout() / _GCS_ATTEMPTS
+        return {"requests_timeout": ClientTimeout(sock_connect=silent, sock_read=silent)}
     if extra == "s3":
         attempts = int(os.environ.get("AWS_MAX_ATTEMPTS") or _S3_ATTEMPTS)
         silent = store_timeout() / attempts / _S3_READINGS

@@ -153,15 +153,15 @@ class Sources:
                 if isinstance(error.__cause__, StoreError):
                     raise
 
-    def require_stored(self, name: str, partition: Partition, keys: Collection[str]) -> None:
-        """Raise SourceError unless the table of an asset holds some of its partitions, with or without rows."""
+    def require_stored(self, name: str, partition: Partition, keys: Collection[str], without: str) -> None:
+        """Raise SourceError unless the table of an asset holds some of its partitions, with or without rows; `without` says how to do without them."""
         table = self.table(name, partition)
         if absent := not_stored(table, keys):
             each = "partition" if len(absent) == 1 else "partitions"
             were = "was" if len(absent) == 1 else "were"
             problem = f": {each} {listed(absent)} of the asset {table.source.asset} {were} never materialized."
             run = f"batch-platform run {self.spec.name} --partition {partition.key}"
-            hint = f"materialize what is missing, then {run}. To score {partition.key} without it: {run} --force"
+            hint = f"materialize what is missing, then {run}. {without}"
             raise table.error(problem, hint, shared=False)
 
     def state(self, name: str, partition: Partition | None) -> SourceState:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from batch_platform.declaration.databases import DatabaseTable
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Source
+from batch_platform.declaration.notation import is_select
 from batch_platform.declaration.redaction import redact
 from batch_platform.sources.adbc import Session, Statement, decimal_of
 from batch_platform.sources.kind import SourceKind, SourceTable, create_view, digest
@@ -33,6 +34,8 @@ def _text(table: SourceTable) -> str:
         names = (database.table or "").split(".")
         mark = "`" if database.driver == "bigquery" else '"'
         return f"SELECT * FROM {'.'.join(mark + name.replace(mark, mark * 2) + mark for name in names)}"
+    if is_select(database.query):
+        return database.query
     path = table.folder / database.query
     try:
         if path.resolve().is_relative_to(table.folder.resolve()):

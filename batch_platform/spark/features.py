@@ -224,7 +224,7 @@ class SparkFeatures:
             for field in schema
             if field.dataType.typeName() not in _ATOMIC
         ]:
-            msg = f"{self._where(partition)}: {self._query.path} gives columns of types that features cannot hold: {listed(wrong)}."
+            msg = f"{self._where(partition)}: {self._query.place} gives columns of types that features cannot hold: {listed(wrong)}."
             hint = "cast them in the SQL to a number, text or time, take single values out of them, or leave them out."
             raise SourceError(msg, hint=hint)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pyarrow as pa
@@ -28,8 +28,9 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
 from batch_platform.models.bundle import Bundle
+from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.engines.local import in_order
-from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged, Watch, merged, unwatched
+from batch_platform.scoring.partition import BundleFolder, ScoringOrder, Staged, Watch, merged
 from batch_platform.spark.jobs import SparkJob, SparkJobs, spark_errors, spark_jobs
 from batch_platform.spark.scoring_tasks import SUMMARY, Job, Summary, Task, parts_of, run_tasks
 from batch_platform.spark.staging import ObjectStaging, object_staging, require_here, store_errors
@@ -42,7 +43,7 @@ TASKS_PER_SLOT = 4  # tasks in a job of small partitions
 _log = logging.getLogger(__name__)
 
 
-class SparkEngine:
+class SparkEngine(Engine):
     """Scores the partitions of one pipeline on a cluster of Spark. Use it in a `with` statement."""
 
     name = SPARK
@@ -57,19 +58,14 @@ class SparkEngine:
         bundles: dict[str, Bundle] | None = None,
     ) -> None:
         """Start nothing yet: Spark starts when the first order is taken. The executors open the bundles."""
-        del bundles
-        self._spec, self._folder, self._stamp, self._spark = spec, folder, stamp, spec.engine.on_spark
-        self._watch: Watch = watch or unwatched
+        super().__init__(spec, folder, stamp, watch=watch, bundles=bundles)
+        self._spark = spec.engine.on_spark
         self._mark = folder / f"driver-{uuid4().hex}"
         self._open = ExitStack()
         self._started: SparkJobs | None = None
         self._numbers = count()
         self._staging: ObjectStaging | None = None
         self._sent = set[str]()  # names of what is in the store
-
-    def __enter__(self) -> Self:
-        """Return the engine."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Release the session, which ends with its last engine."""
@@ -97,9 +93,9 @@ class SparkEngine:
             self._mark.touch()
             if self._spark.staging is not None:
                 self._staging = self._open.enter_context(
-                    object_staging(self._spark.staging, self._spec.name, self._folder)
+                    object_staging(self._spark.staging, self.spec.name, self.folder)
                 )
-            self._started = self._open.enter_context(spark_jobs(self._spark, self._spec.name, self._folder))
+            self._started = self._open.enter_context(spark_jobs(self._spark, self.spec.name, self.folder))
         return self._started
 
     @property
@@ -132,7 +128,7 @@ class SparkEngine:
             return [Task(position)]
         try:
             with open_recorded(
-                order.features, order.sha256, pipeline=self._spec.name, partition_key=order.partition.key
+                order.features, order.sha256, pipeline=self.spec.name, partition_key=order.partition.key
             ):
                 parts = parts_of(Path(order.features), self._spark.rows_per_task)
         except (OSError, pa.ArrowException, IntegrityError):
@@ -146,10 +142,10 @@ class SparkEngine:
         local = re.fullmatch(r"local(?:\[[^,\]]+(?:,\s*(\d+))?\])?", conf.get("spark.master", None) or "")
         allowed = int(local[1] or 1) if local else int(conf.get("spark.task.maxFailures", None) or 4)
         return Job(
-            spec=self._spec,
-            folder=self._folder,
-            run_id=self._stamp.run_id,
-            started_at=self._stamp.now(),
+            spec=self.spec,
+            folder=self.folder,
+            run_id=self.stamp.run_id,
+            started_at=self.stamp.now(),
             orders=tuple(orders if self._staging is None else [self._to_the_store(it, self._staging) for it in orders]),
             tasks=tuple(tasks),
             mark=self._mark,
@@ -166,7 +162,7 @@ class SparkEngine:
                 self._sent.add(bundle.sha256)
             return replace(bundle, folder=staging.folder / bundle.sha256)
 
-        with store_errors(f"{self._spec.name}, partition {order.partition.key}"):
+        with store_errors(f"{self.spec.name}, partition {order.partition.key}"):
             name = f"{order.sha256}.parquet"
             if name not in self._sent:
                 staging.put({name: Path(order.features)})
@@ -180,8 +176,8 @@ class SparkEngine:
     def _ran(self, job: Job) -> tuple[Job, list[Summary]]:
         """Let Spark run a job and wait for all summaries, on a thread of its own."""
         first, last = job.orders[0].partition.key, job.orders[-1].partition.key
-        shown = f"{self._spec.name}, {first if first == last else f'{first} to {last}'}"
-        running = SparkJob(f"{self._folder.name}-{next(self._numbers)}", shown, partial(self._watched, job))
+        shown = f"{self.spec.name}, {first if first == last else f'{first} to {last}'}"
+        running = SparkJob(f"{self.folder.name}-{next(self._numbers)}", shown, partial(self._watched, job))
 
         def collected() -> "list[Row]":
             numbers = self._session.range(0, len(job.tasks), 1, len(job.tasks))
@@ -201,11 +197,11 @@ class SparkEngine:
         """Report how far a large partition is."""
         if len(job.orders) == 1 and len(job.tasks) > 1:
             (order,) = job.orders
-            self._watch(order.partition, order.rows * done // len(job.tasks), order.rows)
+            self.watch(order.partition, order.rows * done // len(job.tasks), order.rows)
 
     def _given_up(self, job: Job, running: SparkJob, error: Exception) -> EngineError:
         """Explain in one sentence why Spark ended a job, and what to do."""
-        where = f"{self._spec.name}, partition {listed({order.partition.key for order in job.orders})}"
+        where = f"{self.spec.name}, partition {listed({order.partition.key for order in job.orders})}"
         again = "nothing of these partitions was published; run again once the cluster is well: what is committed is skipped."
         return self._spark_jobs.failure(where, error, again, running, lambda number: job.where(job.tasks[number]))
 
@@ -223,7 +219,7 @@ class SparkEngine:
                 raise
             self._clear(order.partition, staged.files)
             if len(job.orders) > 1 or len(job.tasks) == 1:
-                self._watch(order.partition, staged.counts.rows_in, order.rows)
+                self.watch(order.partition, staged.counts.rows_in, order.rows)
             yield replace(staged, link=self._spark_jobs.page)
 
     def whole(self, job: Job, order: ScoringOrder, summaries: Sequence[Summary]) -> Staged:
@@ -238,17 +234,17 @@ class SparkEngine:
                 raise failure
         self._require_recorded(order, summaries)
         if self._staging is not None:
-            with store_errors(f"{self._spec.name}, partition {order.partition.key}"):
+            with store_errors(f"{self.spec.name}, partition {order.partition.key}"):
                 self._staging.fetch({path.name: path for summary in summaries for path in summary.files})
         for summary in summaries:
             for path, size in zip(summary.files, summary.sizes, strict=True):
-                require_here(f"{self._spec.name}, partition {order.partition.key}", path, size)
+                require_here(f"{self.spec.name}, partition {order.partition.key}", path, size)
         staged = merged([part for summary in summaries if (part := summary.whole()) is not None])
         if staged.counts.rows_in != order.rows:
-            where = f"{self._spec.name}, partition {order.partition.key}"
+            where = f"{self.spec.name}, partition {order.partition.key}"
             msg = f"{where}: the tasks read {staged.counts.rows_in:,} rows of {order.rows:,}; nothing is published."
             raise EngineError(msg, hint="this is a defect of the engine; please report it.")
-        seconds = (self._stamp.now() - job.started_at).total_seconds()
+        seconds = (self.stamp.now() - job.started_at).total_seconds()
         spent = replace(staged.spent, clock=seconds / len(job.orders))
         return replace(staged, spent=spent)
 
@@ -262,13 +258,13 @@ class SparkEngine:
         }
         read = [pair for summary in summaries if summary.staged for pair in summary.stretches.items()]
         if any(hashed.get(stretch) != value for stretch, value in read):
-            key, name = order.partition.key, self._spec.name
+            key, name = order.partition.key, self.spec.name
             with open_recorded(order.features, order.sha256, order.xxh3, pipeline=name, partition_key=key) as file:
                 file.refuse()
 
     def _clear(self, partition: Partition, kept: Iterable[Path]) -> None:
         """Remove what attempts that do not count have left of a partition."""
         wanted = set(kept)
-        for path in self._folder.glob(f"{partition.key}.*"):
+        for path in self.folder.glob(f"{partition.key}.*"):
             if path not in wanted:
                 path.unlink(missing_ok=True)

@@ -5,6 +5,14 @@ from batch_platform_tests.bad_input import Case, columns, declarations, rows, va
 CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declarations.CASES
 # Tests that stand where what they need is at hand.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "B11": (
+        "warehouse/test_database.py::test_a_partition_that_had_rows_becomes_empty_only_if_forced",
+        "pipeline/test_set_apart.py::test_a_partition_that_would_become_empty_is_set_apart_from_those_committed_with_it",
+    ),
+    "B20": (
+        "declaration/test_spec.py::test_a_budget_is_exact_and_the_larger_of_a_share_and_a_number_of_rows",
+        "scoring/test_batch.py::test_the_budget_is_exact_to_the_row",
+    ),
     "B22": (
         "models/test_gate.py::test_a_version_that_alone_can_score_many_rows_is_judged_on_the_shared_ones_and_replaces_an_unfit_champion",
         "monitoring/test_measures.py::test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_beside_each_metric",

@@ -42,12 +42,7 @@ from batch_platform_tests.harness.dagster_project import (
     write_dagster_project,
 )
 from batch_platform_tests.harness.deployment import Deployment, deploy, range_tags
-from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
-    small_events,
-    small_spec,
-    write_small_project,
-)
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, small_events, small_spec, write_small_project
 
 SECONDS, BYTES = 60, 4 * 1024**3  # far more than a refusal needs, far less than a bomb takes
 LONG = "x" * 300
@@ -181,7 +176,7 @@ def sql_of_that_name(tmp_path: Path, *, name: str) -> None:
     (tmp_path / "small").write_text(FEATURES_SQL)
     folder = project(tmp_path, features={"sql": name})
     if name in ("../../small", "/etc/passwd", ""):
-        message = "is not the name of a file in this folder"
+        message = "is neither a SELECT nor the name of a file in this folder"
         assert_names(refused(folder, "check"), "defs.yaml:", "attributes.features", message)
     else:
         assert_names(refused(folder, "check", code=1), "small: ", "cannot be read")
@@ -297,10 +292,7 @@ def sql_that_reads_more_than_its_partition(folder: Path) -> None:
         events.filter(on_the_day(events, day)).write_parquet(folder / "project" / f"{day}.parquet")
     with duckdb.connect(str(folder / "project" / "shop.duckdb")) as con:
         con.execute("CREATE TABLE prices AS SELECT 1 AS price; CREATE TABLE secrets AS SELECT 2 AS price")
-    sources = {
-        "events": {"parquet": "{partition_key}.parquet"},
-        "prices": {"duckdb": "shop.duckdb", "table": "prices"},
-    }
+    sources = {"events": {"parquet": "{partition_key}.parquet"}, "prices": {"duckdb": "shop.duckdb", "table": "prices"}}
     spec = small_spec(sources=sources)
     pipeline = Pipeline(spec, folder / "project", Home(folder / "home").create())
     day = spec.partitions.calendar.named("2024-01-01")

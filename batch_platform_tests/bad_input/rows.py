@@ -7,7 +7,6 @@ from typing import Any
 import polars as pl
 
 from batch_platform.declaration.errors import DataError, SourceError, TrainingRefusedError
-from batch_platform.pipeline.pipeline import Committed
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import (
     DAY,
@@ -90,43 +89,9 @@ def an_empty_partition(tmp_path: Path) -> None:
     assert fed.evaluated() == {"label_coverage": 0.0, "label_not_known_yet": 0.0, "label_class_unknown": 0.0}
 
 
-def a_missing_source(tmp_path: Path) -> None:
-    fed = Fed.scored(tmp_path)
-    before = fed.snapshot()
-    (fed.tmp_path / "project" / "events.parquet").rename(fed.tmp_path / "project" / "event.parquet")
-    fed.stays("'events' of 'small'", "there is no file", "did you mean 'event.parquet'?", error=SourceError)
-    fed.recovers(before)
-
-
-def a_partition_that_becomes_empty(tmp_path: Path) -> None:
-    fed = Fed.scored(tmp_path)
-    before = fed.snapshot()
-    fed.feed(events=EVENTS.filter(~on_the_day(EVENTS)))
-    list(fed.pipeline.build_features([fed.partition()], fed.stamp(), force=True))
-    message = fed.refused(lambda: fed.run(DAY), DataError)
-    assert_names(message, f"small, partition {DAY}", "it had 40 rows and would become empty", "--force")
-    assert fed.snapshot().rows == before.rows
-    fed.holds(before)
-
-
-def a_partition_that_may_become_empty(tmp_path: Path) -> None:
-    fed = Fed.scored(tmp_path)
-    fed.feed(events=EVENTS.filter(~on_the_day(EVENTS)))
-    done = fed.takes(force=True)
-    assert done.run.rows_in == 0
-    assert not any(rows.height for rows in fed.rows(DAY).values())
-
-
-def no_training(tmp_path: Path, *, events: pl.DataFrame, message: str, regression: bool = False) -> None:
+def no_training(tmp_path: Path, *, events: pl.DataFrame, message: str) -> None:
     """The champion stays, and nothing of another version is left."""
-    declared: dict[str, Any] = {}
-    if regression:
-        declared["events"] = EVENTS.with_columns(pl.col("items").cast(pl.Float64).alias("returned"))
-        declared["model"] = {
-            "estimator": "sklearn.ensemble.HistGradientBoostingRegressor",
-            "allow_suspected_leaks": ["*"],
-        }
-    fed = Fed.scored(tmp_path, **declared)
+    fed = Fed.scored(tmp_path)
     champion = fed.pipeline.state().registry.champion(fed.partition().start)
     before = fed.snapshot()
     bundles = sorted((fed.pipeline.home.models / "small").iterdir())
@@ -149,35 +114,6 @@ def no_training(tmp_path: Path, *, events: pl.DataFrame, message: str, regressio
     assert done.run.model_version == champion.version
 
 
-def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool) -> None:
-    """Some of 40 rows are below the minimum, and half of these break a second rule."""
-    rules = {"columns": {"amount": {"min": 0}}, "max_rejected": budget}
-    fed = Fed.scored(tmp_path, features=rules)
-    events = changed(EVENTS, pl.lit(-1.5).alias("amount"), rows=bad)
-    events = changed(events, pl.lit(float("inf")).alias("amount"), rows=bad // 2)
-    fed.feed(events=events)
-    if not published:
-        message = fed.refuses(
-            DAY,
-            f"{bad} of 40 rows break the contract",
-            f"max_rejected ({float(budget.rstrip('%')):.2f}%)",
-            f"amount: below the minimum 0 ({bad - bad // 2} row",
-            f"amount: NaN or infinite ({bad // 2} row",
-            error=DataError,
-        )
-        assert_names(
-            message, f"id={IDS[0]} (amount=inf)", f"id={IDS[1]}", f"id={IDS[2]}", "raise features.max_rejected"
-        )
-        return
-    done: Committed = fed.takes()
-    assert (done.run.rows_in, done.run.rows_scored, done.run.rows_rejected) == (40, 40 - bad, bad)
-    assert done.reasons == {"amount: below the minimum 0": bad - bad // 2, "amount: NaN or infinite": bad // 2}
-    aside = fed.rows(DAY)["rejected_rows"]
-    assert sorted(aside["key"].str.json_path_match("$.id").cast(pl.Int64)) == IDS[:bad]
-    assert set(aside["column_name"]) == {"amount"}
-    assert sorted(fed.rows(DAY)["predictions"]["id"]) == IDS[bad:]
-
-
 def refused_events(events: pl.DataFrame, *named: str) -> Case:
     return partial(is_refused, feed={"events": events}, named=[DAY, *named])
 
@@ -191,10 +127,7 @@ def refused_times(columns: str, *named: str) -> Case:
     return refused_sql(FEATURES_SQL.replace(" ts,", f" {columns},"), *named)
 
 
-def moved(days: int) -> str:
-    return f"CASE WHEN id = {IDS[0]} THEN ts + INTERVAL '{days} days' ELSE ts END AS ts"
-
-
+MOVED = f"CASE WHEN id = {IDS[0]} THEN ts + INTERVAL 1 DAY ELSE ts END AS ts"
 OUTSIDE = ("1 rows lie outside the partition", "'ts'", f"id={IDS[0]}", "$partition_start")
 JANUARY = pl.col("ts") < EVENTS.filter(on_the_day(EVENTS, DAYS[0]))["ts"].min()
 
@@ -238,14 +171,7 @@ CASES: dict[str, Case] = {
     ),
     "B9 a rule declared later": a_rule_declared_later,
     "B10 an empty partition": an_empty_partition,
-    "B10 a missing source": a_missing_source,
-    "B11 a partition that becomes empty": a_partition_that_becomes_empty,
-    "B11 a partition that may become empty": a_partition_that_may_become_empty,
-    "B12 a row of the next day": refused_times(moved(1), *OUTSIDE),
-    "B12 a row of the day before": refused_times(moved(-1), *OUTSIDE),
-    "B12 a row at the end of its day": refused_times(  # which belongs to the next partition
-        "$partition_end AS ts", "40 rows lie outside the partition", "2024-02-03 00:00:00+01:00"
-    ),
+    "B12 a row of the next day": refused_times(MOVED, *OUTSIDE),
     "B12 a row without a time": refused_times(f"CASE WHEN id <> {IDS[0]} THEN ts END AS ts", "1 rows have no 'ts'"),
     "B12 a time that is a text": refused_times("ts::VARCHAR AS ts", "'ts' is of type String"),
     **{  # databases write infinity for a time that never comes
@@ -268,22 +194,5 @@ CASES: dict[str, Case] = {
         events=EVENTS.with_columns(returned=(pl.col("id") % 3).replace_strict({0: "a", 1: "A", 2: "b"})),
         message="The classes 'A', 'a' differ only by case",
     ),
-    "B18 too few rows": partial(
-        no_training, events=EVENTS.filter(~JANUARY | (pl.col("id") % 100 == 0)), message="at least 20 are needed"
-    ),
     "B18 no rows": partial(no_training, events=EVENTS.filter(~JANUARY), message="There are 0 rows to learn from"),
-    "B18 no labels": partial(
-        no_training,
-        events=EVENTS.with_columns(returned=pl.lit(None, dtype=pl.Boolean)),
-        message="There are 0 rows to learn from",
-    ),
-    "B18 a constant target": partial(
-        no_training,
-        events=EVENTS.with_columns(returned=pl.lit(1.0)),
-        message="a regression needs values that differ",
-        regression=True,
-    ),
-    "B20 bad rows that are the budget": partial(around_the_budget, bad=4, budget="10%", published=True),
-    "B20 bad rows just over the budget": partial(around_the_budget, bad=5, budget="10%", published=False),
-    "B20 bad rows that are a budget of odd digits": partial(around_the_budget, bad=23, budget="57.5%", published=True),
 }

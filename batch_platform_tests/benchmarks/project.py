@@ -71,10 +71,7 @@ KINDS = {
     "trees": Kind(HISTOGRAM_TREES, NUMBERS, 0.0),
     "linear": Kind({"build": f"{PACKAGE}.estimators.linear"}, NUMBERS, 1e-9),
     "forest": Kind(
-        {
-            "estimator": "sklearn.ensemble.RandomForestClassifier",
-            "params": {"n_estimators": 100, "max_depth": 10},
-        },
+        {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 100, "max_depth": 10}},
         NUMBERS,
         1e-12,  # scikit-learn on several threads adds the trees up in the order in which they come
     ),

@@ -66,10 +66,7 @@ def conclude(results: Sequence[Result]) -> str:
     for name, median in ours.items():
         base = ours.get(CASES[name].beside, median)
         if base is not median:
-            seconds, memory = (
-                median.core_seconds / base.core_seconds - 1,
-                median.peak_mib / base.peak_mib - 1,
-            )
+            seconds, memory = (median.core_seconds / base.core_seconds - 1, median.peak_mib / base.peak_mib - 1)
             lines.append(f"| {name} | {seconds:+.1%} | {memory:+.1%} |")
     if not {NONE, REASONS} <= ours.keys():
         return "\n".join(lines)

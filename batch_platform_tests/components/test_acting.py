@@ -8,7 +8,7 @@ from batch_platform_tests.harness.receiver import receiver
 from batch_platform_tests.harness.small_pipeline import small_declaration
 from batch_platform_tests.harness.workspace import workspace_of
 
-_, _, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
+_, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
 
 
 def test_a_sensor_tells_of_an_old_model_and_assets_follow(project, monkeypatch):

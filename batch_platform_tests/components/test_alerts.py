@@ -51,11 +51,7 @@ def hook() -> Receiver:
 @pytest.fixture
 def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Receiver) -> Deployment:
     monkeypatch.setenv("ALERTS_TOKEN", SECRET)
-    return deploy_trained(
-        tmp_path,
-        monkeypatch,
-        monitoring={"drift": {}, "notify": [f"{hook.url}?token={SECRET}"]},
-    )
+    return deploy_trained(tmp_path, monkeypatch, monitoring={"drift": {}, "notify": [f"{hook.url}?token={SECRET}"]})
 
 
 def test_a_receiver_that_was_down_is_told_once_of_a_broken_feature_and_of_no_secret(deployed, hook):

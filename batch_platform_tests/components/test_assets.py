@@ -18,12 +18,7 @@ from batch_platform.models import bundle
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.harness.events import evaluations, failure, partitions_of, status, upstream, value
-from batch_platform_tests.harness.small_pipeline import (
-    FEATURES_SQL,
-    LABELS_SQL,
-    feature_file,
-    small_events,
-)
+from batch_platform_tests.harness.small_pipeline import FEATURES_SQL, LABELS_SQL, feature_file, small_events
 from batch_platform_tests.harness.workspace import workspace
 
 RULE = {"performance": {"warn_below": 0.6}}

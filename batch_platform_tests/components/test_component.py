@@ -128,12 +128,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "reasons": {"count": 2, "above": 0.5},
         "refine": ["batch_platform_tests.models.test_refinements_conformance.BOUNDED"],
         "deliver": [
-            {
-                "parquet": "out/small",
-                "name": "small",
-                "of": "predictions",
-                "columns": {"id": "order", "score": "risk"},
-            },
+            {"parquet": "out/small", "name": "small", "of": "predictions", "columns": {"id": "order", "score": "risk"}},
             {"csv": "out/rejected", "of": "rejected_rows"},
             {"delta": "out/table"},
             {"sql": {"uri": "sqlite:///out/late.db", "table": "late"}},
@@ -149,12 +144,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "notify_values": True,
         "rows": False,
         "allow_empty": ["2024-01-07"],
-        "drift": {
-            "warn": 0.1,
-            "fail": 0.3,
-            "ignore": ["items"],
-            "columns": {"shop": {"warn": 0.2, "fail": 0.4}},
-        },
+        "drift": {"warn": 0.1, "fail": 0.3, "ignore": ["items"], "columns": {"shop": {"warn": 0.2, "fail": 0.4}}},
         "fresh_by": "07:00",
         "max_champion_age": "90 days",
     },

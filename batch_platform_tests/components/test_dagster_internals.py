@@ -1,6 +1,6 @@
 """What this project uses of Dagster's private side still behaves as it relies on; the first tests to run after an upgrade.
 
-The event log has its own part: the same events for every reader, at a fraction of the connections.
+The event log has its own part: the same events for every reader, at a fraction of the engines.
 """
 
 import inspect
@@ -17,25 +17,23 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run
 from dagster._core.execution.retries import RetryMode
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._grpc import impl as run_in_subprocess
 from dagster_webserver.webserver import DagsterWebserver
+from sqlalchemy import create_engine
 
 from batch_platform.cli import running
 from batch_platform.cli.instance import prepare_instance
 from batch_platform.components import dagster_internals as internals
-from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.dagster_records import wipe_partitions
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
-RANGE = {
-    internals.ASSET_PARTITION_RANGE_START_TAG: "2024-01-01",
-    internals.ASSET_PARTITION_RANGE_END_TAG: "2024-01-03",
-}
+RANGE = {internals.ASSET_PARTITION_RANGE_START_TAG: "2024-01-01", internals.ASSET_PARTITION_RANGE_END_TAG: "2024-01-03"}
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-02-01")
 
 
@@ -278,17 +276,33 @@ def test_wiped_partitions_are_no_longer_materialized_and_the_others_are(instance
     assert record.partition_key == "b"
 
 
-def test_an_error_inside_keeps_the_logged_events_and_restores_the_storage(instance):
+def test_a_kept_open_event_log_writes_as_before_and_makes_one_engine_for_each_database(instance, monkeypatch):
+    engines = []
+
+    def counted(address, **options):
+        engines.append(address)
+        return create_engine(address, **options)
+
+    monkeypatch.setattr(internals, "create_engine", counted)
+    monkeypatch.setattr(sqlite_event_log, "create_engine", counted)
+    report(instance, "a", "b")
+    assert len(engines) == 4, CHANGED.format(
+        "how its event log connects: event_log_kept_open may not be needed any more"
+    )
+    engines.clear()
+
     def fail():
-        with quick_event_log(instance):
-            report(instance, "a")
+        with internals.event_log_kept_open(), internals.event_log_kept_open():
+            report(instance, "c", "d")
+            assert instance.get_materialized_partitions(KEY) == {"a", "b", "c", "d"}
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    report(instance, "b")
-    assert instance.get_materialized_partitions(KEY) == {"a", "b"}
-    assert "_connect" not in vars(instance.event_log_storage)
+    assert len(engines) == len(set(engines)) == 2, CHANGED.format("create_engine of the event log")
+    report(instance, "e")
+    assert instance.get_materialized_partitions(KEY) == {*"abcde"}
+    assert sqlite_event_log.create_engine is counted
 
 
 def test_the_webserver_puts_a_middleware_around_all_that_it_serves(instance, monkeypatch):

@@ -57,10 +57,7 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
     )
     with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
         result = dg.execute_job(
-            job,
-            instance,
-            tags=range_tags("2024-02-02", "2024-02-04"),
-            run_config={"ops": FORCED, "loggers": QUIET},
+            job, instance, tags=range_tags("2024-02-02", "2024-02-04"), run_config={"ops": FORCED, "loggers": QUIET}
         )
         assert result.success, [event.event_specific_data for event in result.all_events if event.is_failure]
         run = instance.get_run_by_id(result.run_id)
@@ -73,10 +70,7 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
         both = dg.execute_job(two, instance, tags=range_tags("2024-02-02", "2024-02-04"), run_config={"loggers": QUIET})
         assert both.success
         ours = dg.execute_job(
-            whole,
-            instance,
-            tags=range_tags("2024-02-05", "2024-02-06"),
-            run_config={"ops": FORCED, "loggers": QUIET},
+            whole, instance, tags=range_tags("2024-02-05", "2024-02-06"), run_config={"ops": FORCED, "loggers": QUIET}
         )
         assert ours.success
         apart = {it.pid for it in ours.all_events if it.event_type == dg.DagsterEventType.STEP_START}

@@ -19,8 +19,8 @@ from batch_platform.reports.figures import read_figures
 from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.user_tables import TableName, open_table
-from batch_platform_tests.harness.checkout import GUIDE, blocks
 from batch_platform_tests.harness.deployment import Deployment, deploy_trained
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
 from batch_platform_tests.harness.events import evaluations, value
 from batch_platform_tests.harness.small_pipeline import feature_file
 
@@ -86,7 +86,7 @@ def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
     stored = published(evaluated, "FROM small.score_range ORDER BY partition_key")
     assert stored.select(scores.columns).equals(scores)
     assert stored.columns == [
-        *("partition_key", "low", "high", "model_version", "evaluated_at", "run_id", "challenger"),
+        *("partition_key", "low", "high", "model_version", "evaluated_at", "run_id", "challenger")
     ]
     entries = evaluated.materializations("performance")
     assert [value(entry, "lowest_score") for entry in entries] == pytest.approx(scores["low"].to_list(), rel=1e-5)
@@ -112,11 +112,9 @@ def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_
     assert sorted(open_table(home, name, columns=["challenger"]).pl()["challenger"], key=str) == [None, "linear"]
 
 
+@pytest.mark.usefixtures("shop_extensions")
 def test_the_measure_of_the_guide_is_wherever_a_built_in_measure_is(tmp_path, monkeypatch):
     """Its table and comments, in the published copy too, its numbers and check in Dagster, the report; and gone with a partition."""
-    monkeypatch.setitem(MEASURES, "empty_cells", None)  # forgotten afterwards
-    (block,) = [block for block in blocks("python", GUIDE["extending"]) if 'MEASURES["empty_cells"]' in block]
-    exec(compile(block, "example", "exec"), {})
     deployment = deploy_trained(tmp_path, monkeypatch, monitoring={"drift": {}})
     assert deployment.run("features", "predictions", first="2024-02-01", last="2024-02-02").success
     home, spec = deployment.pipeline.home, deployment.pipeline.spec

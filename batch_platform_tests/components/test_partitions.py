@@ -7,9 +7,7 @@ import pytest
 
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Calendar
-from batch_platform_tests.harness.small_pipeline import (
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import small_spec
 
 STARTS = {"hour": "2023-02-10T06:00", "day": "2023-02-10", "week": "2023-02-10", "month": "2023-02-01"}
 ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-05-31", "month": "2024-06-01"}

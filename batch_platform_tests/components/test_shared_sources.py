@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
@@ -14,7 +15,13 @@ from batch_platform.planning.artifacts import features_due
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
-from batch_platform_tests.harness.small_pipeline import small_declaration, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import (
+    LABELS_SQL,
+    small_declaration,
+    small_events,
+    small_pipeline,
+    small_spec,
+)
 from batch_platform_tests.harness.workspace import REPOSITORY, Workspace, workspace_of
 
 RAW = dg.AssetKey(["raw", "orders"])
@@ -164,6 +171,40 @@ def test_a_partition_of_an_asset_that_was_never_materialized_is_missing_and_not_
         build(location, "raw", "orders", day=lacking)
         build(location, "small", "features", day=lacking)
         assert pipeline.state().features[lacking].rows == 40
+
+
+def test_labels_of_a_partition_that_was_never_materialized_are_missing_and_not_none(fresh, monkeypatch):
+    file, labels = fresh / "orders.parquet", {"asset": "raw/orders", "parquet": None}
+    small_events().write_parquet(file)
+    declared = small_declaration(sources={"returns": labels}, monitoring={"fresh_by": None})
+    write_defs_yaml(fresh, declared)
+    folder = pipeline_folder(fresh)
+    (folder / "labels.sql").write_text(LABELS_SQL.replace("events", "returns"))
+    (fresh / PACKAGE / "defs" / "orders.py").write_text(DAILY_ORDERS.format(file=file))
+    there, lacking, never_made = "2024-02-10", "2024-02-11", "2024-01-20"
+    with workspace_of(fresh, monkeypatch) as location:
+        pipeline = Pipeline(PipelineSpec.model_validate(declared), folder, Home(fresh / ".batch_platform"))
+        named, stamp = pipeline.spec.partitions.calendar.named, stamp_of("made")
+        month = pipeline.spec.periods.serving.named("2024-02-01")
+        window = pipeline.spec.periods.window(month.start, {})
+        days, stored = [*window, named(there), named(lacking)], fresh / "stored.parquet"
+        day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+        made = {it.key for it in window} - {never_made}
+        small_events().with_columns(partition_key=day).filter(day.is_in(made)).write_parquet(stored)
+        store_table(pipeline.warehouse, TableName("raw", "orders"), stored, made)
+        pipeline.publish()
+        assert len([*pipeline.build_features(days, stamp)]) == len(days)
+        pipeline.train(month, stamp)
+        assert len([*pipeline.score(days[-2:], stamp)]) == 2
+        build(location, "raw", "orders", day=there)
+        assert launch(location, "small", "performance", day=there).status == dg.DagsterRunStatus.SUCCESS
+        assert launch(location, "small", "performance", day=lacking).status == dg.DagsterRunStatus.FAILURE
+        assert launch(location, "small", "model", day=month.key).status == dg.DagsterRunStatus.FAILURE
+        state = pipeline.state()
+        assert [*state.evaluations] == [there]
+        never = "of the asset raw/orders was never materialized."
+        assert state.failures["performance", lacking].reason.endswith(f"'small': partition {lacking} {never}")
+        assert state.failures["model", month.key].reason.endswith(f"'small': partition {never_made} {never}")
 
 
 def test_a_session_reads_a_table_as_it_is_when_a_partition_begins(tmp_path):

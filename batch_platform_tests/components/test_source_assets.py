@@ -10,9 +10,7 @@ import pytest
 from batch_platform.declaration.calendar import Partition
 from batch_platform.sources.opening import Sources, SourceState
 from batch_platform_tests.harness.deployment import Deployment, deploy
-from batch_platform_tests.harness.small_pipeline import (
-    small_events,
-)
+from batch_platform_tests.harness.small_pipeline import small_events
 
 
 def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):

@@ -133,12 +133,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "metrics": ["shop.metrics.cost_per_order"],
         "segments": ["carrier"],
         "unit": "carrier",
-        "drift": {
-            "warn": 0.1,
-            "fail": 0.25,
-            "ignore": ["month"],
-            "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
-        },
+        "drift": {"warn": 0.1, "fail": 0.25, "ignore": ["month"], "columns": {"distance": {"warn": 0.2, "fail": 0.5}}},
         "fresh_by": "07:00",
         "max_champion_age": "90 days",
         "notify": ["json://host"],
@@ -255,10 +250,17 @@ def test_the_label_cannot_be_a_feature_a_key_the_time_or_a_kept_column(path, val
     assert "known only with the label, 'arr_time' cannot be" in refusal(changed(path, known_with_it))
 
 
+@pytest.mark.parametrize("sql", ["SELECT 1", "with a AS (SELECT 1) FROM a", "-- of orders\n/* new; */ select\t*"])
+@pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
+def test_sql_may_stand_in_the_declaration(path, sql):
+    block, key = path
+    assert getattr(getattr(PipelineSpec.model_validate(changed(path, sql)), block), key) == sql
+
+
 @pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
 @pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
 def test_sql_lies_in_the_folder_of_the_pipeline(path, name):
-    assert "is not the name of a file in this folder or below it" in refusal(changed(path, name))
+    assert "is neither a SELECT nor the name of a file in this folder or below it" in refusal(changed(path, name))
 
 
 @pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])
@@ -331,10 +333,12 @@ def test_a_share_may_be_written_in_percent(written, share):
     ("rows", "rejected", "exceeded"),
     [(30, 5, False), (30, 6, True), (1000, 10, False), (1000, 11, True), (3, 3, False), (0, 0, False)],
 )
-def test_a_budget_is_the_larger_of_a_share_and_a_number_of_rows(rows, rejected, exceeded):
+def test_a_budget_is_exact_and_the_larger_of_a_share_and_a_number_of_rows(rows, rejected, exceeded):
     budget = small_spec(features={"max_rejected": {"share": "1%", "rows": 5}}).features.rejected_budget
     assert budget.is_exceeded(rejected, rows) == exceeded
     assert str(budget) == "1.00%, or 5 rows if that is more"
+    odd = small_spec(features={"max_rejected": "57.5%"}).features.rejected_budget
+    assert (odd.is_exceeded(23, 40), odd.is_exceeded(24, 40)) == (False, True)
 
 
 @pytest.mark.parametrize(

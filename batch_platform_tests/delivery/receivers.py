@@ -16,47 +16,20 @@ import fsspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pytest
 from deltalake import DeltaTable
 
 from batch_platform.declaration.errors import DeliveryError
 from batch_platform.declaration.inputs import IcebergTable
-from batch_platform.declaration.predictions import SINK_KEYS, Delivery
-from batch_platform.delivery.known import SINKS, replace_at_receiver
-from batch_platform.delivery.sink import Sink, Target
+from batch_platform.declaration.predictions import Delivery
+from batch_platform.delivery.known import replace_at_receiver
+from batch_platform.delivery.sink import Target
 from batch_platform.sources.iceberg import catalog_of
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.harness.object_store import BUCKET
 
 KEY = "2026-01-01"
 STORE = f"s3://{BUCKET}/out/late"
 POSTGRESQL = "RECEIVING_POSTGRESQL"  # variable with the address of the server that receives
-
-
-def _replace_in_sqlite(target: Target, rows: pa.RecordBatchReader) -> None:
-    """Replace a partition in the table `rows`, whose cells are all text, in one transaction."""
-    columns = ", ".join(map(quoted, rows.schema.names))
-    target.path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(target.path, timeout=60)) as con, con:
-        con.execute("PRAGMA journal_mode = WAL")  # readers see the former rows meanwhile
-        con.execute("BEGIN IMMEDIATE")
-        con.execute(f"CREATE TABLE IF NOT EXISTS rows ({columns})")
-        con.execute(f"DELETE FROM rows WHERE {quoted(target.column)} = ?", [target.partition_key])
-        for batch in rows:
-            values = pl.DataFrame(batch).select(pl.all().map_elements(str, return_dtype=pl.String)).rows()
-            con.executemany(f"INSERT INTO rows ({columns}) VALUES ({', '.join('?' * len(rows.schema))})", values)
-        its_rows = f"FROM rows WHERE {quoted(target.column)} = ?"
-        target.require_whole(*con.execute(f"SELECT count(*) {its_rows}", [target.partition_key]).fetchone())
-
-
-SQLITE = Sink(replace=_replace_in_sqlite)
-
-
-def register_sqlite(patch: pytest.MonkeyPatch) -> None:
-    """Register the sink from outside, as a user of the package would."""
-    patch.setitem(SINK_KEYS, "sqlite", str)
-    patch.setitem(SINKS, "sqlite", SQLITE)
 
 
 def _in_files(read: str, path: Path | str, options: str = "") -> pl.DataFrame:
@@ -192,23 +165,21 @@ def main() -> None:
     `limit`: files cannot grow, rows break a constraint, or there is no such bucket. `pause`: half-way.
     """
     folder, kind, hindrance = sys.argv[1:]
-    with pytest.MonkeyPatch.context() as patch:
-        register_sqlite(patch)
-        target, schema = target_of(Path(folder), kind), pa.schema({"x": pa.float64(), "partition_key": pa.string()})
-        if hindrance == "limit" and kind == "PostgreSQL":
-            execute("ALTER TABLE late ADD CONSTRAINT full_up CHECK (x < 0.99999) NOT VALID")
-        elif hindrance == "limit" and "store" not in kind:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        elif hindrance == "limit":
-            target = target_of(Path(folder), kind, at="s3://nowhere/late")
-        target = replace(target, rows=8 * _IN_BATCH)
-        batches = _many_rows(8, pausing=hindrance == "pause")
-        try:
-            replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(schema, batches))
-        except DeliveryError as error:
-            print(error)
-        if hindrance == "limit" and kind == "PostgreSQL":
-            execute("ALTER TABLE late DROP CONSTRAINT full_up")
+    target, schema = target_of(Path(folder), kind), pa.schema({"x": pa.float64(), "partition_key": pa.string()})
+    if hindrance == "limit" and kind == "PostgreSQL":
+        execute("ALTER TABLE late ADD CONSTRAINT full_up CHECK (x < 0.99999) NOT VALID")
+    elif hindrance == "limit" and "store" not in kind:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    elif hindrance == "limit":
+        target = target_of(Path(folder), kind, at="s3://nowhere/late")
+    target = replace(target, rows=8 * _IN_BATCH)
+    batches = _many_rows(8, pausing=hindrance == "pause")
+    try:
+        replace_at_receiver(target, lambda: pa.RecordBatchReader.from_batches(schema, batches))
+    except DeliveryError as error:
+        print(error)
+    if hindrance == "limit" and kind == "PostgreSQL":
+        execute("ALTER TABLE late DROP CONSTRAINT full_up")
 
 
 if __name__ == "__main__":

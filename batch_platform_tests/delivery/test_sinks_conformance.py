@@ -1,4 +1,4 @@
-"""The duties of every kind of sink, for each kind, and for one from outside of the package."""
+"""The duties of every kind of sink, for each kind, and for that of the guide's distribution."""
 
 import json
 import signal
@@ -24,11 +24,13 @@ from batch_platform_tests.delivery.receivers import (
     deliver,
     delivered,
     place_of,
-    register_sqlite,
     target_of,
 )
 from batch_platform_tests.delivery.rows import NEW, ODD, OLD, as_text, holds, shown
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
 from batch_platform_tests.harness.tiers import FULL
+
+pytestmark = pytest.mark.usefixtures("shop_extensions")
 
 TYPES = {
     "PostgreSQL": {
@@ -40,12 +42,6 @@ TYPES = {
 
 HOUR = "2026-01-01-05:00"  # a key with a character that an address must quote
 QUICKLY_KILLED = ("csv", "parquet", "delta", "delta in a store", "SQLite")  # of the everyday tier
-
-
-@pytest.fixture(autouse=True)
-def sqlite(monkeypatch):
-    """The kind from outside."""
-    register_sqlite(monkeypatch)
 
 
 @pytest.fixture(params=RECEIVERS)

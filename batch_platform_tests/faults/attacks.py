@@ -226,9 +226,7 @@ def without_the_token(folder: Path) -> None:
 def sql_without_an_end(folder: Path) -> None:
     """A query that would run for weeks ends within seconds of Ctrl-C, of Dagster's cancelling, and of the end of a terminal."""
     project = write_dagster_project(
-        folder / "project",
-        features_sql=ENDLESS,
-        sources={"events": {"parquet": None, "python": "endless.events"}},
+        folder / "project", features_sql=ENDLESS, sources={"events": {"parquet": None, "python": "endless.events"}}
     )
     reached = project / "reached"
     (project / "endless.py").write_text(REACHED.format(str(reached), str(pipeline_folder(project) / "events.parquet")))

@@ -20,15 +20,7 @@ from batch_platform.models.flavours import sklearn
 from batch_platform.models.registry import Version
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults import Case
-from batch_platform_tests.faults.invariants import (
-    SCORED,
-    STAMP,
-    assert_survived,
-    days,
-    held,
-    prepared,
-    rewrite,
-)
+from batch_platform_tests.faults.invariants import SCORED, STAMP, assert_survived, days, held, prepared, rewrite
 from batch_platform_tests.faults.killed_writers import KilledWriters
 
 KEY = SCORED[2]

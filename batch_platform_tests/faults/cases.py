@@ -22,12 +22,12 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "cli/test_reporting.py::test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse",
     ),
     "F33": (
-        "scoring/test_spark_engine.py::test_f33_a_killed_executor_or_worker_changes_nothing",
-        "scoring/test_spark_engine.py::test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published",
-        "scoring/test_spark_engine.py::test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges",
-        "scoring/test_spark_engine.py::test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_one_full_disk_too",
-        "features/test_spark_features.py::test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing",
-        "features/test_spark_features.py::test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else",
+        "spark/test_spark_engine.py::test_f33_a_killed_executor_or_worker_changes_nothing",
+        "spark/test_spark_engine.py::test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published",
+        "spark/test_spark_engine.py::test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges",
+        "spark/test_spark_engine.py::test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_one_full_disk_too",
+        "spark/test_spark_features.py::test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing",
+        "spark/test_spark_features.py::test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else",
     ),
     "F34": (
         "components/test_alerts.py::test_f34_receivers_that_never_answer_before_a_healthy_one_neither_hold_it_up_nor_pile_up_threads",

@@ -15,7 +15,13 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import (
+    LOCAL_DAY,
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 SCORED = [f"2024-02-{day:02}" for day in range(1, 11)]
@@ -113,7 +119,7 @@ def prepared(folder: Path, **overrides: Any) -> Pipeline:
 
 def changed_events(*keys: str) -> pl.DataFrame:
     """The events with other amounts and fewer rows on the days of these keys."""
-    on_the_days = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d").is_in(keys)
+    on_the_days = LOCAL_DAY.is_in(keys)
     events = small_events().with_columns(
         amount=pl.when(on_the_days).then(pl.col("amount") + 1).otherwise(pl.col("amount"))
     )

@@ -55,14 +55,14 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness import command_line
 from batch_platform_tests.harness.command_line import COMMAND, copy_of_finished_project, run_command
 from batch_platform_tests.harness.deployment import deploy
-from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, feature_file, small_events, small_pipeline
 
 KEY = SCORED[4]
 
 
 def wide_events() -> pl.DataFrame:
     """The events with four thousand orders on one day."""
-    on_the_day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == KEY
+    on_the_day = LOCAL_DAY == KEY
     wide = small_events(rows_per_day=4000).filter(on_the_day).with_columns(pl.col("id") + 1_000_000)
     return pl.concat([small_events().filter(~on_the_day), wide])
 
@@ -396,11 +396,7 @@ def damaged_copy(folder: Path) -> None:
     assert found > 20
     for path in (copy, home.published):
         path.unlink()
-        for report in (
-            lambda: rejections("small", home),
-            lambda: open_published(home),
-            pipeline.published_state,
-        ):
+        for report in (lambda: rejections("small", home), lambda: open_published(home), pipeline.published_state):
             with pytest.raises(WarehouseError, match=r"published copy .*(cannot be opened|is missing)") as refused:
                 report()
             assert not isinstance(refused.value, NothingPublishedError)

@@ -34,15 +34,7 @@ from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
-WORK = {
-    "write": 30,
-    "bring up to date": 8,
-    "train": 6,
-    "promote": 8,
-    "score with a version": 6,
-    "evaluate": 6,
-    "gc": 6,
-}
+WORK = {"write": 30, "bring up to date": 8, "train": 6, "promote": 8, "score with a version": 6, "evaluate": 6, "gc": 6}
 KILLED = 0.8  # share of the work that is meant to be killed
 AIMED = 0.4  # share of those kills that wait for a step
 STEPS = {

@@ -336,6 +336,22 @@ def code_version(project: Project, **spec: Any) -> str:
     return project(**spec).builder.code_version
 
 
+def test_sql_in_the_declaration_gives_what_it_gives_in_a_file(project):
+    def made(**declared: Any) -> tuple[str, list[tuple[Any, ...]], str]:
+        built = project(**declared)
+        return built.write().sha256, sorted(built.labels().rows()), built.builder.code_version
+
+    in_keys = {"features": {"sql": f"-- orders\n{FEATURES_SQL}"}, "labels": {"sql": LABELS_SQL}}
+    assert made(**in_keys) == made(labels_sql=LABELS_SQL)
+
+
+def test_an_error_of_sql_in_the_declaration_names_the_key_and_the_line(project):
+    refused = project(features={"sql": "SELECT id, ts,\n amout\nFROM events"}).refusal(SourceError)
+    assert "the SQL of the key features.sql:2 fails" in refused
+    with pytest.raises(SourceError, match=r"small: the key labels\.sql must be one SELECT"):
+        _ = project(labels={"sql": "SELECT 1; SELECT 2"}).builder.labels_query
+
+
 def test_the_code_version_does_not_change_with_what_cannot(project):
     version = code_version(project)
     assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version

@@ -281,10 +281,15 @@ def test_the_password_is_nowhere_and_changing_it_changes_nothing(tmp_path, uri):
     assert other.model_dump_json() == spec.model_dump_json()
 
 
+def test_a_query_may_stand_in_the_declaration(tmp_path, each):
+    with declared(tmp_path, each, query="SELECT id FROM orders WHERE id < 3").connect(FIRST) as con:
+        assert ids(con) == [0, 1, 2]
+
+
 def test_a_time_limit_ends_what_the_database_executes(tmp_path, uri, server):
     (tmp_path / "slow.sql").write_text("SELECT id FROM a")
     sources = declared(tmp_path, uri, "SELECT 1 AS id FROM pg_sleep(1000)")
-    query = Query("small", tmp_path, "slow.sql", ["a"], parse_duration("1 second"))
+    query = Query("small", tmp_path, "features.sql", "slow.sql", ["a"], parse_duration("1 second"))
     too_long = pytest.raises(SourceError, match=r"takes longer than features\.timeout")
     with sources.connect(FIRST) as con, too_long, query.limited(con), query.explained(FIRST):
         query.run(con, FIRST, ["id"]).fetchall()

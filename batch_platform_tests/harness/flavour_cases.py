@@ -346,6 +346,14 @@ def _python_class(folder: Path) -> Made:
     )
 
 
+def _rule_file(folder: Path) -> Made:
+    (folder / "rule.ini").write_text("x > 0.5")
+    probability = pl.when(pl.col("x").fill_null(0) > 0.5).then(0.75).otherwise(0.25)
+    return imported(
+        "rule.ini", lambda rows: rows.select(probability).to_series().to_numpy(), folder=folder, columns=["x"]
+    )
+
+
 HGB = "sklearn.ensemble.HistGradientBoosting"
 BOOSTED = {"n_estimators": 5, "n_jobs": 1}
 CASES: dict[str, Callable[[Path], Made]] = {
@@ -364,6 +372,7 @@ CASES: dict[str, Callable[[Path], Made]] = {
     "keras file": _keras_file,
     "mlflow folder": _mlflow_folder,
     "python class": _python_class,
+    "rule file": _rule_file,  # of the distribution of the guide
 }
 EXTRAS = {
     "onnx": "onnxruntime",
@@ -372,4 +381,4 @@ EXTRAS = {
     "keras": "tensorflow",
     "mlflow": "mlflow",
 }
-assert {case.partition(" ")[0] for case in CASES} == set(FLAVOURS), "every flavour has a case"
+assert {case.partition(" ")[0] for case in CASES} == {*FLAVOURS.own, "rule"}, "every flavour has a case"

@@ -29,6 +29,8 @@ from batch_platform_tests.harness.starting_points import made_once
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)
 ROWS_PER_DAY = 40
+# Of an order: the key of its partition.
+LOCAL_DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
 SHOPS = ["Zürich", "O'Brien", 'say "hi"', "'; DROP TABLE events; --", " ", "متجر"]
 
 FEATURES_SQL = """\
@@ -118,11 +120,7 @@ def permuted_labels(events: pl.DataFrame, since: datetime, until: datetime) -> p
 
 
 def write_small_project(
-    folder: Path,
-    *,
-    events: pl.DataFrame | None = None,
-    features_sql: str = FEATURES_SQL,
-    labels_sql: str = LABELS_SQL,
+    folder: Path, *, events: pl.DataFrame | None = None, features_sql: str = FEATURES_SQL, labels_sql: str = LABELS_SQL
 ) -> Path:
     """Write the source and the SQL files into a folder, which is created if missing; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,14 +130,21 @@ def write_small_project(
     return folder
 
 
+def write_events_by_day(folder: Path, *, without: Collection[str] = ()) -> None:
+    """Write a file of the orders of each day, but for some, into the folder `days` below."""
+    (folder / "days").mkdir(exist_ok=True)
+    for (key,), rows in small_events().group_by(LOCAL_DAY, maintain_order=True):
+        if key not in without:
+            rows.write_parquet(folder / "days" / f"{key}.parquet")
+
+
 def write_labels_by_day(folder: Path, *, without: Collection[str] = ()) -> None:
     """Write a file of labels for each day that has none, but for some, as LABELS_BY_DAY declares."""
     (folder / "returns").mkdir(exist_ok=True)
-    day = pl.col("ts").dt.convert_time_zone(str(BERLIN)).dt.date().cast(pl.String).alias("day")
-    for (key,), rows in small_events().select("id", "returned", day).partition_by("day", as_dict=True).items():
+    for (key,), rows in small_events().group_by(LOCAL_DAY, maintain_order=True):
         file = folder / "returns" / f"{key}.parquet"
         if key not in without and not file.exists():
-            rows.drop("day").write_parquet(file)
+            rows.select("id", "returned").write_parquet(file)
 
 
 def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:

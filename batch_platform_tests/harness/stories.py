@@ -71,9 +71,4 @@ def _meter(yesterday: date, hours: int) -> pl.DataFrame:
     first = pl.Series([yesterday]).cast(pl.Datetime("us"))[0] - timedelta(hours=HOURS)
     day, month = 2 * np.pi / 24, 2 * np.pi / (24 * 30)
     load = 100 + 20 * np.sin(day * at) + 25 * np.sin(month * at) + random.normal(0, 2, hours)
-    return pl.DataFrame(
-        {
-            "time": [first + timedelta(hours=int(hour)) for hour in at],
-            "load": load.round(2),
-        }
-    )
+    return pl.DataFrame({"time": [first + timedelta(hours=int(hour)) for hour in at], "load": load.round(2)})

@@ -7,10 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
-from sklearn.ensemble import (
-    RandomForestClassifier,
-    VotingClassifier,
-)
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -29,9 +26,7 @@ CLASSIFIERS = {
     "vote": VotingClassifier([("a", LogisticRegression()), ("b", RandomForestClassifier(5))], voting="soft"),
     "forest on components": make_pipeline(PCA(7), RandomForestClassifier(10, random_state=0)),
 }
-REGRESSORS = {
-    "support vectors": SVR(),
-}
+REGRESSORS = {"support vectors": SVR()}
 
 
 @cache

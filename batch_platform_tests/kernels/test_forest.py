@@ -26,15 +26,7 @@ from batch_platform.models.contract import Signature
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform_tests.harness.tiers import crossed, examples
-from batch_platform_tests.kernels.random_trees import (
-    MODELS,
-    SHAPES,
-    Shape,
-    assert_the_same_bits,
-    learned,
-    light,
-    table,
-)
+from batch_platform_tests.kernels.random_trees import MODELS, SHAPES, Shape, assert_the_same_bits, learned, light, table
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,10 +138,7 @@ FOREIGN = [
     (light(linear_tree=True), "its leaves are linear models"),
     (light(zero_as_missing=True), "it treats zeros as missing values"),
     (light(reg_sqrt=True), "'regression sqrt' does to a sum is not known"),
-    (
-        lambda _: xgboost.XGBRegressor(booster="gblinear", n_estimators=2),
-        "gblinear is more than a sum of trees",
-    ),
+    (lambda _: xgboost.XGBRegressor(booster="gblinear", n_estimators=2), "gblinear is more than a sum of trees"),
     (light(), "more than 255 categories"),
 ]
 

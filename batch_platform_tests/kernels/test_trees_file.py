@@ -7,13 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batch_platform.kernels.forest.compiled import (
-    MOST_VISITS,
-    PlainTrees,
-    TreePredictor,
-    predictor_from_file,
-    prove,
-)
+from batch_platform.kernels.forest.compiled import MOST_VISITS, PlainTrees, TreePredictor, predictor_from_file, prove
 from batch_platform.kernels.forest.ensembles import TREES_FILE, NotCompilableError, read_trees, trees_file
 from batch_platform.models.bundle import open_bundle, write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor

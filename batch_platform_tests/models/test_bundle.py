@@ -19,14 +19,7 @@ from batch_platform.declaration.errors import IntegrityError, TrainingRefusedErr
 from batch_platform.kernels.forest import arrays
 from batch_platform.kernels.forest.compiled import Compilation
 from batch_platform.kernels.linear import LINEAR_FILE
-from batch_platform.models.bundle import (
-    FORMAT,
-    WITHOUT_PRIOR,
-    Sampled,
-    libraries,
-    open_bundle,
-    write_bundle,
-)
+from batch_platform.models.bundle import FORMAT, WITHOUT_PRIOR, Sampled, libraries, open_bundle, write_bundle
 from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE
 from batch_platform.models.reference import ReferenceProfile

@@ -24,10 +24,7 @@ from batch_platform.models.declared_model import check_model
 from batch_platform.models.fitting import Fitted, fit, refit
 from batch_platform.models.refinements.calibration import CALIBRATION, PRIOR
 from batch_platform.models.refinements.known import Declared
-from batch_platform.models.refinements.refinement import (
-    Applied,
-    refined,
-)
+from batch_platform.models.refinements.refinement import Applied, refined
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.challengers import check_challengers
@@ -107,7 +104,8 @@ def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(esti
     fitted = calibrated(estimator, classes, method)
     assert [each.refinement.name for each in fitted.refinements.applied] == ["calibration"]
     matrix = fitted.signature.contract.encode(data(classes).evaluate)
-    tolerance = 1e-9 if estimator == LINEAR else 0  # linear models are added up in another order
+    # Linear models are added up in another order, and where the fit of a sigmoid ends depends on the last bits of its scores.
+    tolerance = 1e-8 if estimator == LINEAR else 0
     expected = by_scikit_learn(fitted, method, matrix)
     np.testing.assert_allclose(fitted.scorer.predict(matrix), expected, rtol=0, atol=tolerance)
 
@@ -245,7 +243,8 @@ def test_the_rows_held_out_of_a_snapshot_are_divided_by_the_hash_of_their_key(tm
     carry_out(pipeline, MONDAY)
     manifest = manifest_of(pipeline)
     known = small_events().head(2_000).filter(pl.col("returned").is_not_null())
-    places = [xxh3_64_intdigest(f"{row}\0{shop}", 0) / 2**64 for row, shop in known.select("id", "shop").iter_rows()]
+    keys = (f"{row}\0{shop}".encode() for row, shop in known.select("id", "shop").iter_rows())
+    places = [xxh3_64_intdigest(key, 0) / 2**64 for key in keys]
     assert manifest.evaluation.rows_refined == sum(place < 0.2 for place in places)
     assert manifest.evaluation.rows == sum(0.2 <= place < 0.4 for place in places)
     assert manifest.refinements["calibration"]["rows"] == manifest.evaluation.rows_refined

@@ -244,10 +244,7 @@ def test_the_most_frequent_categories_are_known_and_never_more_than_254(many):
 
 def test_a_declaration_overrides_what_would_be_inferred():
     training = pl.DataFrame({"x": ["1", "2", "x"], "y": [1, 2, 3]})
-    declared = {
-        "x": ColumnRule(type="integer", nullable=True, min=0.0),
-        "y": ColumnRule(type="category"),
-    }
+    declared = {"x": ColumnRule(type="integer", nullable=True, min=0.0), "y": ColumnRule(type="category")}
     assert infer_contract(training, declared).columns == (
         ContractColumn("x", "integer", nullable=True, min=0.0, lowest=1, highest=2),
         ContractColumn("y", "category", nullable=False, categories=("1", "2", "3")),

@@ -27,7 +27,7 @@ from batch_platform.models.declared_model import check_estimator_exists, make_es
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import judge
 from batch_platform.models.judged import JudgedScores
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline
 from batch_platform_tests.harness.tiers import crossed
 from batch_platform_tests.models.training_rows import FEATURES, HGB, data
 
@@ -90,8 +90,7 @@ def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
 
 
 def test_an_empty_partition_in_the_window_changes_nothing(tmp_path):
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    pipeline = small_pipeline(tmp_path, events=small_events().filter(day != "2024-01-10"))
+    pipeline = small_pipeline(tmp_path, events=small_events().filter(LOCAL_DAY != "2024-01-10"))
     carry_out(pipeline, TRAINED)
     assert pipeline.state().features["2024-01-10"].rows == 0
     assert len(pipeline.state().registry.approved()) == 1

@@ -22,9 +22,11 @@ from batch_platform.models.contract import Contract, Signature
 from batch_platform.models.flavours import keras
 from batch_platform.models.flavours.flavour import as_scores
 from batch_platform.models.flavours.known import flavour
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
 from batch_platform_tests.harness.flavour_cases import CASES, EXTRAS, Kept, keep, table
 from batch_platform_tests.harness.small_pipeline import small_spec
 
+pytestmark = pytest.mark.usefixtures("shop_extensions")
 ROWS = table(257, seed=1)
 FULL_CASES = {"onnx map", "keras file"}
 

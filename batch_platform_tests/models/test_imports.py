@@ -9,12 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import (
-    BatchPlatformError,
-    DataError,
-    IntegrityError,
-    WrongUseError,
-)
+from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError
 from batch_platform.declaration.model import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.contract import Input, matched_contract

@@ -7,6 +7,8 @@ from batch_platform.models.judged import MOST_ROWS, MOST_SCORES, JudgedScores, v
 from batch_platform.monitoring.comparison import Verdict
 from batch_platform.monitoring.outcomes import Outcomes
 
+pytestmark = pytest.mark.unit
+
 
 def judged(rows: np.ndarray, labels: list[object], noise: float, task="multiclass") -> JudgedScores:
     """A classifier of rows whose true class follows from their names; the more noise, the worse it is."""

@@ -26,10 +26,7 @@ ESTIMATORS = {
 }
 
 
-@given(
-    st.lists(st.floats(0.001, 1), min_size=2, max_size=6),
-    st.lists(st.floats(0.01, 1), min_size=6, max_size=6),
-)
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=6), st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
 def test_the_correction_undoes_what_sampling_does_to_the_probability_of_a_class(weights, rates):
     truth = np.array(weights) / sum(weights)  # of the classes, given the features
     sampled = truth * rates[: len(truth)]

@@ -15,6 +15,8 @@ from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.models.decisions import at, decision, version
 from batch_platform_tests.pipeline.planned_states import scored
 
+pytestmark = pytest.mark.unit
+
 ME = Maker(actor="me", at=at(100), reason="because I say so")
 
 

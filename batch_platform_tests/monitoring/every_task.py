@@ -1,7 +1,12 @@
-"""Outcomes of every task, for which each of its metrics is defined."""
+"""Outcomes of every task, for which each of its metrics is defined, and a law of every metric."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from batch_platform.monitoring.metrics import Metric, measure
 from batch_platform.monitoring.outcomes import Outcomes, Rule
 
 ROWS = 300
@@ -25,3 +30,22 @@ def random_outcomes(task: str) -> Outcomes:
 
 
 OUTCOMES = {task: random_outcomes(task) for task in TASKS}
+
+
+def rows_of(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
+    return replace(
+        outcomes,
+        predicted=outcomes.predicted[rows],
+        truth=None if outcomes.truth is None else outcomes.truth[rows],
+        matrix=None if outcomes.matrix is None else outcomes.matrix[rows],
+    )
+
+
+def require_one_value_of_rows(metric: Metric, task: str) -> None:
+    """No rows have no value, one row has a finite one or none, and the order of rows does not matter."""
+    outcomes = OUTCOMES[task]
+    assert metric.name not in measure(rows_of(outcomes, np.arange(0)))
+    value = measure(rows_of(outcomes, np.arange(1))).get(metric.name)
+    assert value is None or math.isfinite(value)
+    shuffled = rows_of(outcomes, np.random.default_rng(1).permutation(ROWS))
+    assert metric.value(shuffled) == pytest.approx(metric.value(outcomes), rel=1e-12)

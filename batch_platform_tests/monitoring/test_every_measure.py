@@ -1,6 +1,5 @@
 """One suite that every measure passes in a real pipeline, the one of the guide included."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -18,13 +17,14 @@ from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, table_columns
-from batch_platform_tests.harness.checkout import GUIDE, blocks
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline
 
+pytestmark = pytest.mark.usefixtures("shop_extensions")
 NOW = datetime(2024, 2, 9, 12, tzinfo=UTC)
 EMPTY, ONE_ROW, DAY, BEFORE = "2024-02-03", "2024-02-04", "2024-02-06", "2024-02-05"
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
-OUTSIDE = ("empty_cells", "score_range")  # registered by the page on extending
+OUTSIDE = ("empty_cells", "score_range")  # of the distribution of the guide
 ELSEWHERE = (
     "interval_coverage",
     "cluster_profiles",
@@ -54,14 +54,9 @@ def rows_of(pipeline: Pipeline, table: str) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    before = dict(MEASURES)
-    for block in blocks("python", GUIDE["extending"]):
-        if "MEASURES[" in block:
-            exec(compile(block, "example", "exec"), {})
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    events = small_events().filter(day != EMPTY)
-    events = events.filter((day != ONE_ROW) | (pl.col("ts") == pl.col("ts").filter(day == ONE_ROW).min()))
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    events = small_events().filter(LOCAL_DAY != EMPTY)
+    events = events.filter((LOCAL_DAY != ONE_ROW) | (pl.col("ts") == pl.col("ts").filter(LOCAL_DAY == ONE_ROW).min()))
     declared = {
         "monitoring": {"segments": ["shop"], "drift": {"warn": 0.01}, "performance": {"warn_below": 0.9}},
         "model": {"refit": False},  # the predictions have a baseline, by segment too
@@ -77,9 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     pipeline.publish()
     skipped = list(pipeline.score([calendar.named(key) for key in (EMPTY, ONE_ROW, DAY)], Stamp("third", NOW)))
     assert all(partition.skipped for partition in skipped)
-    yield Done(pipeline, tables, again, {partition.partition.key: partition for partition in skipped})
-    MEASURES.clear()
-    MEASURES.update(before)
+    return Done(pipeline, tables, again, {partition.partition.key: partition for partition in skipped})
 
 
 @every_measure

@@ -8,16 +8,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from batch_platform.declaration import monitored
-from batch_platform.monitoring.metrics import (
-    METRICS,
-    Outcomes,
-    default_metric,
-    is_worse,
-    lower_is_better,
-    measure,
-)
-from batch_platform_tests.monitoring.every_task import OUTCOMES, ROWS, TASKS
+from batch_platform.monitoring.metrics import METRICS, Outcomes, default_metric, is_worse, lower_is_better, measure
+from batch_platform_tests.monitoring.every_task import OUTCOMES, ROWS, TASKS, require_one_value_of_rows, rows_of
 
 pytestmark = pytest.mark.unit
 
@@ -25,23 +17,9 @@ CASES = [(metric, task) for metric in METRICS.values() for task in metric.tasks]
 every_metric = pytest.mark.parametrize(("metric", "task"), CASES, ids=[f"{m.name}-{task}" for m, task in CASES])
 
 
-def rows_of(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
-    return replace(
-        outcomes,
-        predicted=outcomes.predicted[rows],
-        truth=None if outcomes.truth is None else outcomes.truth[rows],
-        matrix=None if outcomes.matrix is None else outcomes.matrix[rows],
-    )
-
-
 @every_metric
 def test_no_rows_have_no_value_one_row_a_finite_one_or_none_and_the_order_of_rows_does_not_matter(metric, task):
-    outcomes = OUTCOMES[task]
-    assert metric.name not in measure(rows_of(outcomes, np.arange(0)))
-    value = measure(rows_of(outcomes, np.arange(1))).get(metric.name)
-    assert value is None or math.isfinite(value)
-    shuffled = rows_of(outcomes, np.random.default_rng(1).permutation(ROWS))
-    assert metric.value(shuffled) == pytest.approx(metric.value(outcomes), rel=1e-12)
+    require_one_value_of_rows(metric, task)
 
 
 def test_every_metric_of_labels_and_of_the_gate_is_weighted():
@@ -134,8 +112,7 @@ def test_the_docstring_gives_the_formula_and_a_value_is_worse_on_its_worse_side(
     assert is_worse(metric.name, -1.0, 0.5) == (not metric.lower_is_better or metric.signed)
 
 
-def test_every_metric_can_be_declared_and_every_task_has_a_default():
-    assert set(monitored.METRICS) == set(METRICS)
+def test_every_task_has_a_default():
     assert {task: default_metric(task) for task in TASKS} == {
         "binary": "roc_auc",
         "multiclass": "log_loss",

@@ -9,13 +9,7 @@ from scipy import stats
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, measure
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.resampling import (
-    LEAST_UNITS,
-    intervals,
-    intervals_or_reasons,
-    reach_of,
-    wilson,
-)
+from batch_platform.monitoring.resampling import LEAST_UNITS, intervals, intervals_or_reasons, reach_of, wilson
 from batch_platform_tests.monitoring.every_task import OUTCOMES, TASKS
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ from batch_platform.monitoring.measures.rows import FEATURE_ROWS
 from batch_platform.monitoring.profiles import RowSketch, kept_of, row_hashes, sketch_of
 from batch_platform.reports.figures import read_figures
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 2, 21, 12, tzinfo=UTC)
 NAMED = {"a": None, "b": None, "shop": ("east", "west")}
@@ -71,8 +71,7 @@ def faulty_events() -> pl.DataFrame:
     """
     events = small_events(date(2024, 1, 1), LAST, rows_per_day=500)
     events = events.with_columns(total=pl.col("amount") * 2 + pl.col("items"))
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    days = events.with_columns(day=day).partition_by("day", as_dict=True, include_key=False)
+    days = events.with_columns(day=LOCAL_DAY).partition_by("day", as_dict=True, include_key=False)
     before, repeated, apart = days["2024-02-02",], days[REPEATED,], days[APART,]
     days[COPIED,] = days[COPIED,].with_columns(before.drop("id", "ts"))
     days[SHUFFLED,] = days[SHUFFLED,].with_columns(

@@ -5,12 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.usual import (
-    LEAST_HISTORY,
-    Past,
-    unusually_many,
-    usual_rows,
-)
+from batch_platform.monitoring.usual import LEAST_HISTORY, Past, unusually_many, usual_rows
 from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.pipeline.planned_states import scored
 

@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.operations.trace import dependents, trace, with_source_rows
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_events, write_events_by_day
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 TWO_SOURCES: dict[str, dict[str, str]] = {
@@ -29,13 +29,6 @@ def with_two_more_tables(folder: Path) -> None:
     (folder / "notes.csv").write_text("id,note\n1500,late\n")
 
 
-def with_files_by_day(folder: Path) -> None:
-    (folder / "days").mkdir()
-    events = small_events().with_columns(pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().alias("day"))
-    for (day,), rows in events.group_by("day"):
-        rows.drop("day").write_parquet(folder / "days" / f"{day}.parquet")
-
-
 @pytest.fixture
 def joined(tmp_path: Path) -> Pipeline:
     """Features from two tables, one of them without the key; a third one is declared that nothing reads."""
@@ -47,7 +40,7 @@ def joined(tmp_path: Path) -> Pipeline:
 def by_day(tmp_path: Path) -> Pipeline:
     """Each day has a file of its own."""
     sources = {"events": {"parquet": "days/{partition_key}.parquet"}}
-    return finished_pipeline(tmp_path, NOW, before=with_files_by_day, sources=sources)
+    return finished_pipeline(tmp_path, NOW, before=write_events_by_day, sources=sources)
 
 
 def sources_of(pipeline: Pipeline, **key: str):

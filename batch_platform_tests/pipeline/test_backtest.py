@@ -133,11 +133,7 @@ def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp
             WrongUseError,
             "did you mean 'DecisionTreeClassifier'",
         ),
-        (
-            BacktestModel(estimator="sklearn.linear_model.Ridge"),
-            TrainingRefusedError,
-            "refuses|string",
-        ),
+        (BacktestModel(estimator="sklearn.linear_model.Ridge"), TrainingRefusedError, "refuses|string"),
     ],
 )
 def test_a_model_that_cannot_be_tested_leaves_nothing_behind(tmp_path, model, error, says):

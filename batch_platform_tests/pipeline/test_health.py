@@ -15,20 +15,20 @@ from batch_platform.pipeline.measured import Measured, newest_measured
 from batch_platform.pipeline.status import status_of
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
+from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline, small_spec
 from batch_platform_tests.pipeline.planned_states import with_changes
 
 EMPTY_DAY = "2024-02-06"
 NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
-DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """The pipeline with few rows, and bad amounts, on the newest day, and none on a day before."""
-    events = small_events().filter((DAY != "2024-02-28") | (pl.col("id") % 8 == 0), DAY != EMPTY_DAY)
-    bad = (DAY == "2024-02-28") & (pl.col("id") % 16 == 0)
+    events = small_events().filter((LOCAL_DAY != "2024-02-28") | (pl.col("id") % 8 == 0), LOCAL_DAY != EMPTY_DAY)
+    bad = (LOCAL_DAY == "2024-02-28") & (pl.col("id") % 16 == 0)
     pipeline = small_pipeline(
         tmp_path_factory.mktemp("odd"),
         events=events.with_columns(pl.when(bad).then(-1.0).otherwise("amount").alias("amount")),
@@ -115,6 +115,18 @@ def test_a_source_whose_file_is_gone_fails(tmp_path):
     assert sources.gone() == ["events"]
     first, *_ = health_of(pipeline.spec, state, NOW, Measured(gone=sources.gone())).aspects
     assert (first.name, first.level, first.text) == ("sources", "fail", "the source 'events' is gone")
+
+
+def test_many_failures_of_a_step_are_counted_and_few_are_named(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    failed = [("features", f"2024-02-{day:02}") for day in range(1, 13)]
+    failed += [("performance", "2024-02-03"), ("performance", "2024-02-05")]
+    failures = [Failure(step, key, "why", None, "declared", NOW, "a run") for step, key in failed]
+    first, *_ = health_of(pipeline.spec, pipeline.state(), NOW, Measured(), failures).aspects
+    assert first.text == (
+        "failed: features 12 times between 2024-02-01 and 2024-02-12; performance 2024-02-03, 2024-02-05"
+    )
+    assert first.numbers == {"failures": 14}
 
 
 def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():

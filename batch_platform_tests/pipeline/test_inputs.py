@@ -14,6 +14,7 @@ from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.predictions import rule_text
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.refinements.known import fingerprint
 from batch_platform.models.registry import Registry
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.inputs import Inputs
@@ -315,7 +316,8 @@ def versions(folder: Path, overrides: Overrides) -> dict[str, object]:
     spec = PipelineSpec.model_validate(small_declaration(**overrides))
     pipeline = Pipeline(spec, folder, Home(folder / "home"))
     builder, calendar = pipeline.builder, spec.partitions.calendar
-    declared = Declared(builder.code_version, pipeline.scoring_code_version, inputs=Inputs.declared(builder))
+    versions_now = (builder.code_version, pipeline.scoring_code_version)
+    declared = Declared(*versions_now, refinements=fingerprint(spec), inputs=Inputs.declared(builder))
     state = State(Records(Registry(spec.name)), declared)
     functions = [name for name in builder.feature_sources if spec.sources[name].python is not None]
     first = calendar.around(calendar.first_start)

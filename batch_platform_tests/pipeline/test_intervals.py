@@ -109,10 +109,7 @@ def test_coverage_and_width_are_measured_by_partition_and_segment(done):
     assert set(rows(done, "FROM small.interval_coverage")["challenger"]) == {None, "tree"}
 
 
-@pytest.mark.parametrize(
-    ("written", "nearest"),
-    [("0%", "1%"), (1.0, "99.9%"), (90, "90%")],
-)
+@pytest.mark.parametrize(("written", "nearest"), [("0%", "1%"), (1.0, "99.9%"), (90, "90%")])
 def test_a_share_that_no_interval_can_hold_is_refused_with_the_nearest_one(written, nearest):
     with pytest.raises(ValidationError) as refused:
         small_spec(predictions={"interval": written})

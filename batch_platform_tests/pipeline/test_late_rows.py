@@ -21,6 +21,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
+    LOCAL_DAY,
     carry_out,
     small_events,
     small_pipeline,
@@ -50,7 +51,7 @@ def orders(last: date = LAST) -> pl.DataFrame:
 
 
 def local_day(rows: pl.DataFrame) -> pl.Series:
-    return rows["ts"].dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    return rows.select(LOCAL_DAY).to_series()
 
 
 def write(pipeline: Pipeline, rows: pl.DataFrame) -> None:

@@ -3,16 +3,14 @@
 import os
 from datetime import UTC, datetime
 
-import polars as pl
-
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     feature_file,
     finished_pipeline,
-    small_events,
     small_pipeline,
+    write_events_by_day,
 )
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -22,12 +20,8 @@ BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "sh
 def by_day(tmp_path):
     """A pipeline with a source that has a file for each day, and a source with one file for all days."""
     pipeline = small_pipeline(tmp_path, **BY_DAY)
-    days = pipeline.folder / "days"
-    days.mkdir(exist_ok=True)
     (pipeline.folder / "shops.csv").write_text("shop\nx\n", encoding="utf-8")
-    key = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    for (name,), rows in small_events().with_columns(key=key).partition_by("key", as_dict=True).items():
-        rows.drop("key").write_parquet(days / f"{name}.parquet")
+    write_events_by_day(pipeline.folder)
     return pipeline
 
 

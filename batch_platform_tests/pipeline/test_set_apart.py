@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from batch_platform.declaration.calendar import Partition
@@ -25,6 +24,7 @@ from batch_platform_tests.harness.small_pipeline import (
     finished_pipeline,
     small_events,
     small_pipeline,
+    write_events_by_day,
 )
 
 NOW = datetime(2024, 2, 8, tzinfo=UTC)
@@ -40,12 +40,7 @@ def days(pipeline: Pipeline, *keys: str) -> list[Partition]:
 def by_day(tmp_path: Path, *missing: str) -> Pipeline:
     """A pipeline with a source file for each day, some of which are missing."""
     pipeline = small_pipeline(tmp_path, sources={"events": {"parquet": "days/{partition_key}.parquet"}})
-    folder = pipeline.folder / "days"
-    folder.mkdir(exist_ok=True)
-    key = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    for (name,), rows in small_events().with_columns(key=key).partition_by("key", as_dict=True).items():
-        if name not in missing:
-            rows.drop("key").write_parquet(folder / f"{name}.parquet")
+    write_events_by_day(pipeline.folder, without=missing)
     return pipeline
 
 

@@ -49,7 +49,7 @@ def query(pipeline: Pipeline, sql: str) -> list[tuple[Any, ...]]:
 
 def is_held_out(*key: object) -> bool:
     """The rule computed without the package: a fifth of the keys by their hash."""
-    return xxh3_64_intdigest("\0".join(map(str, key)), 0) / 2**64 < 0.2
+    return xxh3_64_intdigest("\0".join(map(str, key)).encode(), 0) / 2**64 < 0.2
 
 
 def test_the_fit_that_serves_learns_from_the_rows_that_judged_it_too_and_is_marked_to_be_measured_on_rows_it_learned_from(

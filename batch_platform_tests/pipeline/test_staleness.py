@@ -20,7 +20,7 @@ from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.planning.state import relabelled
 from batch_platform_tests.harness.deployment import QUIET, Deployment, deploy
-from batch_platform_tests.harness.small_pipeline import carry_out, small_declaration, small_events
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_declaration, small_events
 from batch_platform_tests.harness.ticks import requested
 
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
@@ -50,9 +50,7 @@ def rewrite(deployment: Deployment, folder: str, key: str, *values: pl.Expr) -> 
 
 def lay_out(deployment: Deployment) -> None:
     """Write the events of each day to one file, and their outcomes to another."""
-    zone = deployment.pipeline.spec.partitions.calendar.zone.key
-    day = pl.col("ts").dt.convert_time_zone(zone).dt.strftime("%Y-%m-%d")
-    for (key,), rows in small_events().group_by(day, maintain_order=True):
+    for (key,), rows in small_events().group_by(LOCAL_DAY, maintain_order=True):
         for folder, columns in (("days", pl.all().exclude("returned")), ("answers", pl.col("id", "returned"))):
             path = deployment.pipeline.folder / folder / f"{key}.parquet"
             path.parent.mkdir(exist_ok=True)

@@ -48,3 +48,11 @@ def test_a_feature_that_counts_later_rows_is_named(tmp_path):
         "change (40 of 40 rows of 2024-01-30)."
     )
     assert error.hint == "compare the time of its rows with $partition_end in the features."
+
+
+def test_features_by_spark_are_not_checked_and_that_is_said(tmp_path):
+    engine = {"spark": {"master": "local[1]"}}
+    features, sql = {"sql": None, "spark_sql": "features.sql"}, HONEST.replace("$", ":")
+    pipeline = small_pipeline(tmp_path, features_sql=sql, features=features, engine=engine)
+    (remark,) = travel_in_time(pipeline, NOW, 4).remarks
+    assert remark.startswith("time travel: features.spark_sql is not checked: only DuckDB's SQL and functions")

@@ -97,10 +97,7 @@ CHOICES: dict[str, tuple[Any, dict[str, Any], set[str], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(it, marks=[pytest.mark.full] * (it != "a memory")) for it in CHOICES],
-)
+@pytest.mark.parametrize("case", [pytest.param(it, marks=[pytest.mark.full] * (it != "a memory")) for it in CHOICES])
 def test_the_richest_features_that_are_as_good_as_the_best_are_chosen(tmp_path, case):
     level, columns, needed, useless = CHOICES[case]
     proposal, result = chosen_for(with_level(level, **columns), tmp_path, "level")

@@ -24,6 +24,7 @@ from batch_platform.proposal.files import files_of, layout
 from batch_platform.proposal.origin import locate
 from batch_platform.proposal.survey import survey
 from batch_platform_tests.harness.command_line import published
+from batch_platform_tests.harness.object_store import BUCKET, SECRET, object_store
 from batch_platform_tests.harness.postgres_server import postgres_server
 from batch_platform_tests.proposal.proposals import AFTER_ALL, DAYS, START, built, orders, pipeline_of, proposed
 
@@ -151,6 +152,22 @@ def test_dated_files_are_read_together_where_their_names_do_not_tell_their_rows(
     report = cli(tmp_path, "new", "orders", "--from", str(tmp_path / "*.parquet"), "--json").json
     assert report["source_read"].endswith("has rows of other partitions") or "not the keys" in report["source_read"]
     assert report["source"]["parquet"].endswith("*.parquet")
+
+
+@pytest.mark.full
+def test_objects_of_a_store_are_proposed_as_files_are_and_its_secret_is_nowhere(cli, tmp_path, monkeypatch):
+    daily(tmp_path / "days", "{}.parquet", orders(), lambda table, file: table.write_parquet(file))
+    with object_store() as store:
+        for file in (tmp_path / "days").iterdir():
+            store.files.pipe(f"{BUCKET}/orders/{file.name}", file.read_bytes())
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        answer = cli(tmp_path, "new", "orders", "--from", f"s3://{BUCKET}/orders/*.parquet", "--label", "returned")
+        assert answer.code == cli(tmp_path, "check").code == 0, answer.err
+    (declared,) = tmp_path.rglob("defs.yaml")
+    sources = yaml.safe_load(declared.read_text(encoding="utf-8"))["attributes"]["sources"]
+    assert sources == {"orders": {"parquet": f"s3://{BUCKET}/orders/{{partition_key}}.parquet"}}
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
 
 
 @pytest.mark.full
@@ -342,4 +359,4 @@ def test_a_column_that_is_gone_is_told_beside_the_one_that_is_new(cli, tmp_path)
     failed = cli(tmp_path, "run", "orders")
     assert failed.code == 1
     assert 'Referenced column "amount" not found' in failed.error
-    assert "; no SQL of the pipeline reads 'total'." in failed.error
+    assert "; no SQL file of the pipeline reads 'total'." in failed.error

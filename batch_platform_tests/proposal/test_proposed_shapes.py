@@ -262,12 +262,7 @@ def test_a_table_with_too_few_labels_or_a_single_one_is_refused(cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "strays", "lost", "delay"),
-    [
-        (240, 0, 0, "10 days"),
-        (240, 5, 0.3, "10 days"),
-        (245, 0, 0, "11 days"),
-        (0, 0, 0.3, "0 days"),
-    ],
+    [(240, 0, 0, "10 days"), (240, 5, 0.3, "10 days"), (245, 0, 0, "11 days"), (0, 0, 0.3, "0 days")],
 )
 def test_labels_are_known_as_late_as_the_end_of_the_table_without_labels_is_long(tmp_path, rows, strays, lost, delay):
     table = unlabelled(readings().with_columns(state=pl.col("level") > 10), "state", rows, strays=strays, lost=lost)

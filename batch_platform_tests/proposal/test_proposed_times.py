@@ -36,11 +36,7 @@ def seconds(instant: datetime) -> int:
 
 # The values of a column `at`, the instants that they are, and what the SQL says of them.
 NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
-    "nanoseconds": (
-        pl.Series(CLOCKS, dtype=pl.Datetime("ns")),
-        [*map(local, CLOCKS)],
-        '"at" >= $partition_start',
-    ),
+    "nanoseconds": (pl.Series(CLOCKS, dtype=pl.Datetime("ns")), [*map(local, CLOCKS)], '"at" >= $partition_start'),
     "nanoseconds of a zone": (
         pl.Series(INSTANTS, dtype=pl.Datetime("ns", "America/New_York")),
         INSTANTS,

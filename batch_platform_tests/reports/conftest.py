@@ -10,22 +10,22 @@ from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.report import html
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline
 from batch_platform_tests.reports.february import BERLIN, FIRST, HOSTILE, LAST, NOW, STRANGE, status_now
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Three weeks of February scored; a shop has a hostile name, some rows are rejected, and a day is left out."""
-    broken, day = pl.col("id") % 50 == 0, pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    broken = pl.col("id") % 50 == 0
     events = small_events().with_columns(
         shop=pl.when(pl.col("shop") == " ").then(pl.lit(HOSTILE)).otherwise("shop"),
         amount=pl.when(broken).then(-1.0).otherwise(pl.col("amount").fill_null(20.0)),
-        items=pl.when(day == STRANGE).then(pl.col("items") * 100).otherwise("items").cast(pl.Int32),
+        items=pl.when(LOCAL_DAY == STRANGE).then(pl.col("items") * 100).otherwise("items").cast(pl.Int32),
     )
     made = small_pipeline(
         tmp_path_factory.mktemp("report"),
-        events=events.filter(day != "2024-02-14"),
+        events=events.filter(LOCAL_DAY != "2024-02-14"),
         description=f"Whether an order comes back. {HOSTILE}",
         features={"columns": {"amount": {"min": 0}}, "max_rejected": "50%"},
         monitoring={"segments": ["shop"], "drift": {}},

@@ -34,12 +34,7 @@ from batch_platform.reports.report import html
 from batch_platform.reports.span import Span
 from batch_platform.reports.wording import ends, figure
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    small_events,
-    small_pipeline,
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, small_events, small_pipeline, small_spec
 from batch_platform_tests.reports.february import BERLIN, FIRST, LAST, STRANGE
 
 
@@ -362,8 +357,7 @@ def test_a_period_with_few_rows_of_a_class_is_no_headline():
 
 def test_failures_for_the_same_reason_are_one_issue_told_in_words(tmp_path):
     days = ["2024-02-05", "2024-02-07"]
-    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
-    items = pl.when(day.is_in(days) & (pl.col("id") % 2 == 0)).then(None).otherwise("items").cast(pl.Int32)
+    items = pl.when(LOCAL_DAY.is_in(days) & (pl.col("id") % 2 == 0)).then(None).otherwise("items").cast(pl.Int32)
     made = small_pipeline(tmp_path, events=small_events().with_columns(items=items))
     with pytest.raises(DataError):
         carry_out(made, datetime(2024, 2, 9, 12, tzinfo=UTC))

@@ -6,6 +6,8 @@ from batch_platform.monitoring.metrics import METRICS
 from batch_platform.reports.figures import Headline
 from batch_platform.reports.wording import PLAIN, between, ends, figure, plain
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "shown"),

@@ -24,6 +24,8 @@ from batch_platform_tests.harness.small_pipeline import small_spec
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.scoring.batches import DAY, SPEC, STAMP, bundle, rows
 
+pytestmark = pytest.mark.unit
+
 
 def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> ScoringOrder:
     """The folder of a model that is open already; it holds no bundle."""
@@ -73,7 +75,6 @@ def test_law_4_the_size_of_a_batch_changes_nothing(table, size):
     assert pl.concat([part.rejected for part in parts]).sort("id").equals(whole.rejected.sort("id"))
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_a_partition_read_in_batches_is_staged_the_same(tmp_path, monkeypatch, batch):
     frame = rows([float(n) for n in range(50)], shop=["a", "new"] * 25)
@@ -167,12 +168,6 @@ def test_a_kept_column_may_not_have_the_name_of_a_score():
     frame = rows([1.0]).with_columns(pl.lit("mine").alias(name))
     with pytest.raises(DataError, match=f"the columns {name} cannot be kept: predictions have their own"):
         score_batch(frame, bundle("multiclass", ("x", "y", "z")), small_spec(predictions={"keep": [name]}))
-
-
-def test_the_order_of_columns_and_extra_columns_change_nothing():
-    frame = rows([1.0, 2.0, 13.0])
-    reordered = frame.select(*reversed(frame.columns), pl.lit(1).alias("extra"))
-    assert score_batch(reordered, bundle(), SPEC).predictions.equals(score_batch(frame, bundle(), SPEC).predictions)
 
 
 @examples(30)

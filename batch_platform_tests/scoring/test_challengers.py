@@ -23,7 +23,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.planning.plan import make_plan
 from batch_platform.planning.request import PlanRequest
 from batch_platform.scoring.engines import local
-from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.harness.small_pipeline import (
     carry_out,
     feature_file,
@@ -38,7 +37,6 @@ AGAIN = Stamp("again", NOW)
 LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
 TREE = {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}}
 BOTH = {"challengers": [LINEAR, TREE]}
-BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}
 RULE = """\
 class Rule:
     def __init__(self, above=80.0):
@@ -198,20 +196,6 @@ def test_scores_have_a_rank_correlation_and_decisions_may_flip_but_segments_have
     assert (run.rank_correlation is not None, run.decisions_flipped is not None) == (has_rank, decides)
 
 
-@pytest.mark.full
-def test_a_challenger_never_serves_however_good_it_is(tmp_path):
-    weak = {"params": {"max_iter": 1, "max_leaf_nodes": 2}}
-    pipeline = small_pipeline(tmp_path, model=weak, **BOTH)
-    carry_out(pipeline, NOW)
-    registry = pipeline.state().registry
-    champion, tree = registry.champion(NOW), registry.challenger_at("tree", NOW)
-    assert tree.metric_values["roc_auc"] > champion.metric_values["roc_auc"]
-    assert champion.version == versions(pipeline)[None]
-    assert registry.last_decision(tree.version).action == "challenger"
-    assert set(predictions(pipeline)["model_version"]) == {champion.version}
-    assert make_plan(pipeline.spec, pipeline.state(), PlanRequest(NOW)).items == []
-
-
 def test_a_promoted_challenger_serves_and_does_not_challenge_itself(pipeline):
     state, tree, me = pipeline.state(), versions(pipeline)["tree"], Maker("me", NOW)
     decision = promote(state.registry, state.scores, tree, me)
@@ -246,44 +230,6 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
     assert "2024-02-08" in pipeline.state().scores
     late = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-02-08")
     assert late.is_empty()
-
-
-@pytest.mark.full
-def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_challengers(pipeline, tmp_path):
-    alone = finished_pipeline(tmp_path / "alone", NOW)
-    name, marks = TableName("small", "performance"), ["model_version", "evaluated_at"]
-    performance = open_table(pipeline.home, name).pl()
-    assert "challenger" not in performance.columns
-    assert performance.drop(marks).sort(pl.all()).equals(open_table(alone.home, name).pl().drop(marks).sort(pl.all()))
-    of_day = open_table(pipeline.home, name, partitions=["2024-02-03"], columns=["metric", "value"]).pl()
-    assert of_day["metric"].is_unique().all()
-    asked = open_table(pipeline.home, name, columns=["challenger"]).pl()
-    assert set(asked["challenger"]) == {None, "linear", "tree"}
-
-
-@pytest.mark.full
-def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_production_goes_on(tmp_path, caplog):
-    pipeline = small_pipeline(tmp_path, challengers=[BROKEN, TREE])
-    with caplog.at_level(logging.WARNING):
-        carry_out(pipeline, NOW)
-    message = "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept"
-    assert any(message in record.message for record in caplog.records)
-    state = pipeline.state()
-    assert set(versions(pipeline)) == {None, "tree"}
-    (failed,) = [training for training in state.registry.challenger_trainings if training.failure]
-    assert failed.failure.startswith(message)
-    assert "did you mean 'max_depth'" in failed.failure
-    assert (failed.challenger, failed.serving_period, failed.version) == ("broken", "2024-02-01", None)
-    assert len(state.scores) == 8
-    assert {name for _, name in runs(pipeline)} == {"tree"}
-    assert make_plan(pipeline.spec, state, PlanRequest(NOW)).items == [], "it is not tried again and again"
-    mended = small_pipeline(tmp_path, challengers=[{**BROKEN, "params": {"max_depth": 3}}, TREE])
-    (item,) = make_plan(mended.spec, mended.state(), PlanRequest(NOW)).items
-    assert (item.step, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: broken")
-    champion = versions(mended)[None]
-    carry_out(mended, NOW, "mended")
-    assert set(versions(mended)) == {None, "tree", "broken"}
-    assert versions(mended)[None] == champion, "the model is not trained again for it"
 
 
 def test_a_challenger_of_another_task_is_refused_when_it_is_trained(tmp_path):

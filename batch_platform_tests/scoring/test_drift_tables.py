@@ -27,6 +27,7 @@ from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     FIRST_DAY,
     LABELS_SQL,
+    LOCAL_DAY,
     carry_out,
     feature_file,
     finished_pipeline,
@@ -46,7 +47,7 @@ def changed(tmp_path: Path) -> Callable[..., Pipeline]:
     finished_pipeline(tmp_path, NOW, monitoring={"drift": {}})
 
     def change(*columns: pl.Expr) -> Pipeline:
-        today = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == DAY
+        today = LOCAL_DAY == DAY
         events = small_events()
         pipeline = small_pipeline(
             tmp_path,

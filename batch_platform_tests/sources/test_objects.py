@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from batch_platform.components.wiring import stamp_of
@@ -16,7 +17,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.inputs import STORES
 from batch_platform.planning.artifacts import features_due
-from batch_platform.sources.objects import StoreError, _objects_for_reading, listed_once
+from batch_platform.sources.objects import ObjectPath, StoreError, _objects_for_reading, listed_once, opened_store
 from batch_platform.sources.opening import Sources
 from batch_platform_tests.harness.object_store import BUCKET, SECRET, bytes_of, silent_store
 from batch_platform_tests.harness.small_pipeline import small_events, small_pipeline
@@ -149,6 +150,14 @@ def test_a_store_that_refuses_or_does_not_answer_is_named(own_store):
 def test_f55_a_store_that_accepts_and_never_answers_is_named_in_time(source, monkeypatch):
     with silent_store(monkeypatch, 0.2) as store:
         fails(source, f'Read timeout on endpoint URL: "{store.url}/lake')
+
+
+def test_a_silent_store_of_google_is_waited_for_as_long_as_any_other(monkeypatch):
+    monkeypatch.setitem(_registry, "gs", MemoryFileSystem)  # shows the options that gcsfs is given
+    monkeypatch.setenv("BATCH_PLATFORM_STORE_TIMEOUT", "60")
+    with opened_store(ObjectPath("gs://lake/a.parquet")) as (system, _):
+        limit = system.storage_options["requests_timeout"]
+    assert (limit.sock_connect, limit.sock_read) == (10, 10)
 
 
 @pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])

@@ -21,21 +21,24 @@ from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog import load_catalog
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
-from batch_platform.declaration.inputs import KINDS_IN_STORES, SOURCE_KEYS
+from batch_platform.declaration.inputs import KINDS_IN_STORES
 from batch_platform.sources.files import Files, files_of
 from batch_platform.sources.kind import SourceTable, create_view
-from batch_platform.sources.opening import SOURCE_KINDS, Sources
+from batch_platform.sources.known import SOURCE_KINDS
+from batch_platform.sources.opening import Sources
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.distribution import shop_extensions  # noqa: F401 - a fixture
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, object_store
 from batch_platform_tests.harness.postgres_server import postgres
 from batch_platform_tests.harness.small_pipeline import feature_file
 from batch_platform_tests.sources.declared import CALENDAR, FIRST, SECOND, sources_in
 
+pytestmark = pytest.mark.usefixtures("shop_extensions")
 TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"], "number": [0.5, None]})
 OTHER = pl.DataFrame({"x": [7], "text": ["b"], "number": [2.0]})
 
@@ -62,8 +65,7 @@ class Lines(Files):
 
 @pytest.fixture(autouse=True)
 def lines(monkeypatch):
-    """The kind from outside."""
-    monkeypatch.setitem(SOURCE_KEYS, "lines", str)
+    """The kind that is registered; another one from outside is that of the guide's distribution."""
     monkeypatch.setitem(SOURCE_KINDS, "lines", Lines())
 
 
@@ -114,11 +116,11 @@ def iceberg_table(name: str) -> dict[str, Any]:
     return {"catalog": {"uri": "sqlite:///PATH/iceberg/catalog.db", "warehouse": "file://PATH/iceberg"}, "table": name}
 
 
-def write_sqlite(path: Path, table: pl.DataFrame) -> None:
+def write_sqlite(path: Path, table: pl.DataFrame, name: str = "t") -> None:
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as con:
-        con.execute("CREATE TABLE t (x INTEGER, text TEXT, number REAL)")
-        con.executemany("INSERT INTO t VALUES (?, ?, ?)", table.rows())
+        con.execute(f"CREATE TABLE {name} (x INTEGER, text TEXT, number REAL)")
+        con.executemany(f"INSERT INTO {name} VALUES (?, ?, ?)", table.rows())
         con.commit()
 
 
@@ -203,6 +205,7 @@ CASES = {
     "json": in_file("json", "a.jsonl", lambda path, table: table.write_ndjson(path)),
     "arrow": in_file("arrow", "a.feather", lambda path, table: table.write_ipc(path, compression="zstd")),
     "lines": in_file("lines", "a.lines", lambda path, table: table.write_csv(path, separator="|")),
+    "sqlite": in_file("sqlite", "a.sqlite", lambda path, table: write_sqlite(path, table, "rows")),
     "duckdb": in_file("duckdb", "a.duckdb", write_database, table="t"),
     "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
     "iceberg": Case(
@@ -281,7 +284,6 @@ def test_every_kind_has_a_case():
     assert {next(iter(case.declared)) for case in CASES.values()} == {
         name for name, kind in SOURCE_KINDS.items() if not kind.only_on_spark
     }
-    assert set(SOURCE_KINDS) == set(SOURCE_KEYS)
 
 
 @every_kind

@@ -8,21 +8,12 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import (
-    DataError,
-    IntegrityError,
-    WarehouseError,
-    WrongUseError,
-)
+from batch_platform.declaration.errors import DataError, IntegrityError, WarehouseError, WrongUseError
 from batch_platform.operations.cleanup import drop_pipelines
 from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import (
-    FORMAT,
-    ScoreRun,
-    note_partitions,
-)
+from batch_platform.warehouse.ledger import FORMAT, ScoreRun, note_partitions
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform_tests.warehouse.commits import KEYS, commit, held, staged
 

@@ -1,16 +1,17 @@
-"""The record that each kind of model fills in, and the imports, predictors and checks that several share.
+"""The class that each kind of model extends, and the imports, predictors and checks that several share.
 
 An output that does not have the form that scoring expects is refused, not converted.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
@@ -89,44 +90,81 @@ def existing_file(folder: Path, reference: str) -> str:
     return str(path)
 
 
-@dataclass(frozen=True)
-class Flavour:
-    """A kind of model: how it is recognised, imported, saved and loaded.
+class Flavour(ABC):
+    """A kind of model: how it is recognised, imported, trained, saved and loaded.
 
-    `save` returns the model's files by name, and raises TrainingRefusedError for a model that could not be loaded again.
-    `load` makes a predictor from files whose hashes were checked. `read` reads a model made elsewhere, with the parameters
-    declared for it. `load` and `read` raise IntegrityError for a file that is not to be trusted, DataError for one that they
-    cannot use, and WrongUseError without the library.
+    Training follows the estimators of its library; the defaults suit one that behaves like scikit-learn's.
     """
 
     name: str  # name in `model.flavour` and in manifests
     libraries: tuple[str, ...]  # distributions whose minor version may change predictions, the main one first
-    save: Callable[[Any], dict[str, bytes]]
-    load: Callable[[Mapping[str, bytes], Signature], Predictor]
-    read: Callable[[str, Mapping[str, Any]], ForeignModel]
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])  # facts for every manifest of this flavour
+    details: ClassVar[Mapping[str, Any]] = {}  # facts for every manifest of this flavour
     endings: tuple[str, ...] = ()  # endings of the files that can be imported, in lower case
-    recognises: Callable[[Path, str], bool] = lambda _folder, _reference: False  # imports without a known ending
-    locate: Callable[[Path, str], str] = existing_file  # resolves the declared reference to what `read` takes
-    is_remote: Callable[[str], bool] = lambda _: False  # True if reading what `locate` returned may need a server
-    runs_code: Callable[[str], bool] = lambda _: False  # True if reading a file may run code in it
-    takes_params: bool = False  # True if an import has parameters
+    takes_params = False  # True if an import has parameters
     pickle_files: tuple[str, ...] = ()  # saved files that may run code when they are loaded
-    pickled: Callable[[Any], Any] | None = None  # gives what is saved where pickle is allowed; None: no pickle
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])  # variables for the import of its library
-    # Training of the estimators of its library. The defaults suit an estimator that behaves like scikit-learn's.
-    package: str = ""  # top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported
-    # Fits an estimator to a matrix, its labels (None: unsupervised) and the weights of its rows (None: all alike).
-    fit: Callable[[Any, Any, Any, Contract, Any], None] = lambda estimator, matrix, labels, _, weights: estimator.fit(
-        matrix, labels, **weight_option(estimator, weights)
-    )
-    # Sets an unfitted estimator up to read category codes and NaN as the contract encodes them. None: it gets scaled numbers
-    # and one-hot columns instead.
-    accept_codes: Callable[[Any, Contract], None] | None = None
-    parameters: Callable[[], set[str]] = set[str]  # names that the library accepts beyond those in the signature
-    # Wraps a fitted estimator that scores exactly as it would after saving and loading. None: it is saved and loaded before
-    # it is evaluated.
-    predictor: Callable[[Any, Signature], Predictor] | None = None
+    environment: ClassVar[Mapping[str, str]] = {}  # variables for the import of its library
+    calls_estimator = False  # True if a fitted estimator scores by its own methods, before it is saved and afterwards
+    package = ""  # top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported
+
+    @abstractmethod
+    def save(self, model: Any) -> dict[str, bytes]:
+        """The model's files by name; raises TrainingRefusedError for a model that could not be loaded again."""
+
+    @abstractmethod
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> Predictor:
+        """The predictor of files whose hashes were checked.
+
+        Raises IntegrityError for a file that is not to be trusted, DataError for one that it cannot use, and WrongUseError
+        without the library.
+        """
+
+    @abstractmethod
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        """A model made elsewhere, with the parameters declared for it; raises as `load` does."""
+
+    def recognises(self, folder: Path, reference: str) -> bool:
+        """Tell whether a reference without a known ending is one of this flavour."""
+        del folder, reference
+        return False
+
+    def locate(self, folder: Path, reference: str) -> str:
+        """Resolve the declared reference to what `read` takes."""
+        return existing_file(folder, reference)
+
+    def is_remote(self, located: str) -> bool:
+        """Tell whether reading what `locate` returned may need a server."""
+        del located
+        return False
+
+    def runs_code(self, located: str) -> bool:
+        """Tell whether reading what `locate` returned may run code in it."""
+        del located
+        return False
+
+    def pickled(self, model: Any) -> Any:
+        """Return the model as `save` takes it where pickle is allowed."""
+        return model
+
+    def fit(self, estimator: Any, matrix: Any, labels: Any, contract: Contract, weights: Any) -> None:
+        """Fit an estimator to a matrix, its labels (None: unsupervised) and the weights of its rows (None: all alike)."""
+        del contract
+        estimator.fit(matrix, labels, **weight_option(estimator, weights))
+
+    def accept_codes(self, estimator: Any, contract: Contract) -> bool:
+        """Set an unfitted estimator up to read category codes and NaN as the contract encodes them.
+
+        Returns False if it cannot, and gets scaled numbers and one-hot columns instead.
+        """
+        del estimator, contract
+        return False
+
+    def parameters(self) -> set[str]:
+        """The names of parameters that the library accepts beyond those in the signature."""
+        return set()
+
+    def predictor(self, estimator: Any, signature: Signature) -> Predictor:
+        """A predictor of a fitted estimator that scores exactly as it will after saving and loading."""
+        return self.reloaded(estimator, signature)
 
     def reloaded(self, model: Any, signature: Signature) -> Predictor:
         """Save a model and load it again, so that what is evaluated is exactly what will score."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -44,33 +44,6 @@ class _KerasPredictor:
     def _run(self, block: NDArray[np.float64]) -> NDArray[Any]:
         inputs = block if self.transform is None else self.transform(block)
         return np.asarray(self.network(np.ascontiguousarray(inputs, dtype=np.float32), training=False))
-
-
-def _save(model: Any) -> dict[str, bytes]:
-    last = last_of(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL_FILE
-        getattr(last, "model_", last).save(path)
-        return {MODEL_FILE: path.read_bytes(), **saved_steps(model)}
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> _KerasPredictor:
-    return _KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
-
-
-def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    _require_bounded(reference)
-    network = _network(Path(reference).read_bytes(), reference)
-    inputs, outputs = network.input_shape, network.output_shape
-    if not (_is_table(inputs) and _is_table(outputs)):
-        msg = f"{reference} takes {inputs} and returns {outputs}; it must take and return one table, [rows, columns]."
-        raise DataError(msg, hint="build it with a single Input of one number per column, and a single output.")
-    activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", "")
-    task: Task | None = None
-    if (activation == "sigmoid" and outputs[1] == 1) or (activation == "softmax" and outputs[1] > 1):
-        task = "binary" if outputs[1] <= BINARY else "multiclass"
-    details = {"inputs": str(inputs), "outputs": str(outputs), "parameters": int(network.count_params())}
-    return ForeignModel(network, [Input("", "number")] * inputs[1], task, details=details)
 
 
 def _require_bounded(reference: str) -> None:
@@ -130,15 +103,45 @@ def _library() -> Any:
     return keras
 
 
-FLAVOUR = Flavour(
-    name="keras",
-    libraries=("keras", "tensorflow", "numpy"),
-    save=_save,
-    load=_load,
-    read=_read,
-    details={"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"},
-    endings=(".keras",),
+class _Keras(Flavour):
+    name = "keras"
+    libraries = ("keras", "tensorflow", "numpy")
+    details: ClassVar[Mapping[str, Any]] = {"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"}
+    endings = (".keras",)
     # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.
-    environment={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"},
-    package="keras",
-)
+    environment: ClassVar[Mapping[str, str]] = {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+    }
+    package = "keras"
+
+    def save(self, model: Any) -> dict[str, bytes]:
+        last = last_of(model)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MODEL_FILE
+            getattr(last, "model_", last).save(path)
+            return {MODEL_FILE: path.read_bytes(), **saved_steps(model)}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> _KerasPredictor:
+        return _KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        del params
+        _require_bounded(reference)
+        network = _network(Path(reference).read_bytes(), reference)
+        inputs, outputs = network.input_shape, network.output_shape
+        if not (_is_table(inputs) and _is_table(outputs)):
+            msg = (
+                f"{reference} takes {inputs} and returns {outputs}; it must take and return one table, [rows, columns]."
+            )
+            raise DataError(msg, hint="build it with a single Input of one number per column, and a single output.")
+        activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", "")
+        task: Task | None = None
+        if (activation == "sigmoid" and outputs[1] == 1) or (activation == "softmax" and outputs[1] > 1):
+            task = "binary" if outputs[1] <= BINARY else "multiclass"
+        details = {"inputs": str(inputs), "outputs": str(outputs), "parameters": int(network.count_params())}
+        return ForeignModel(network, [Input("", "number")] * inputs[1], task, details=details)
+
+
+FLAVOUR = _Keras()

@@ -1,19 +1,16 @@
-"""The known flavours, by name, and which of them a model belongs to.
-
-To add a flavour, write a module beside this one that ends in a `Flavour` record, and add the record to `FLAVOURS`.
-"""
+"""The known flavours, by name, and which of them a model belongs to."""
 
 from pathlib import Path
 from typing import Any
 
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import WrongUseError, listed, named
-from batch_platform.models.flavours import keras, lightgbm, mlflow, onnx, python, sklearn, xgboost
+from batch_platform.declaration.extensions import Registry
 from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.sklearn import FLAVOUR as SKLEARN
 from batch_platform.models.flavours.sklearn import last_of
 
-FLAVOURS: dict[str, Flavour] = {
-    module.FLAVOUR.name: module.FLAVOUR for module in (sklearn, onnx, lightgbm, xgboost, keras, mlflow, python)
-}
+FLAVOURS: Registry[Flavour] = extensions.FLAVOURS
 
 
 def flavour(name: str) -> Flavour:
@@ -29,8 +26,8 @@ def flavour_of(estimator: Any) -> Flavour:
 def flavour_of_class(estimator_class: type) -> Flavour:
     """The flavour of a class of estimators: that of its library. Wrappers derive from scikit-learn, which comes last."""
     packages = {parent.__module__.partition(".")[0] for parent in estimator_class.__mro__}
-    trained = (kind for kind in FLAVOURS.values() if kind is not sklearn.FLAVOUR and kind.package in packages)
-    return next(trained, sklearn.FLAVOUR)
+    trained = (kind for kind in FLAVOURS.values() if kind is not SKLEARN and kind.package in packages)
+    return next(trained, SKLEARN)
 
 
 def flavour_of_import(folder: Path, reference: str) -> Flavour:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +40,6 @@ _TYPES: dict[str, tuple[InputKind, str]] = {  # kind of a column, and the dtype 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in an archive, so that the same folder gives the same bytes
 
 
-def _load(files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
-    mlflow = library()
-    folder = Path(tempfile.mkdtemp(prefix="batch-platform-"))
-    try:
-        _unpack(files[MODEL_FILE], folder)
-        model = mlflow.pyfunc.load_model(str(folder))
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    return PredictorInTurns(model, partial(_table, model.metadata.signature.inputs, signature.contract), signature)
-
-
 def _table(schema: Any, contract: Contract, matrix: NDArray[np.float64]) -> Any:
     """The argument of a model with an input schema: a tensor, or a data frame."""
     if schema.is_tensor_spec():
@@ -60,28 +47,6 @@ def _table(schema: Any, contract: Contract, matrix: NDArray[np.float64]) -> Any:
     rows = decoded(matrix, contract)
     dtypes = {spec.name: _TYPES[spec.type.name][1] for spec in schema.inputs}
     return data_frame({name: rows[name].to_numpy().astype(dtype) for name, dtype in dtypes.items()})
-
-
-def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    mlflow = library()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(reference) if Path(reference).is_dir() else _fetched(mlflow, reference, scratch)
-        if not (folder / "MLmodel").is_file():
-            msg = f"model.import: {reference} has no file MLmodel."
-            raise WrongUseError(msg, hint="name the folder that mlflow.<flavour>.save_model wrote.")
-        model = mlflow.models.Model.load(str(folder))
-        packed = _packed(folder)
-    if model.signature is None or model.signature.inputs is None:
-        msg = f"model.import: {reference} has no signature to check the features against."
-        raise DataError(msg, hint="log it with `signature=mlflow.models.infer_signature(inputs, outputs)`.")
-    details = {
-        "flavors": sorted(model.flavors),
-        "run_id": model.run_id,
-        "model_id": model.model_id,
-        "mlflow_version": model.mlflow_version,
-        "signature": model.signature.to_dict(),
-    }
-    return ForeignModel(packed, _inputs(model.signature.inputs, reference), details=details)
 
 
 def library() -> Any:
@@ -149,18 +114,61 @@ def _unpack(data: bytes, folder: Path) -> None:
         archive.extractall(folder)
 
 
-FLAVOUR = Flavour(
-    name="mlflow",
-    libraries=("mlflow", "pandas", "numpy"),
-    save=lambda model: {MODEL_FILE: model},
-    load=_load,
-    read=_read,
-    details={"evaluated": "by MLflow's Python function, one call at a time"},
-    recognises=lambda folder, reference: bool(
-        _REFERENCE.fullmatch(reference) or (folder / reference / "MLmodel").is_file()
-    ),
-    locate=lambda folder, reference: str(folder / reference) if (folder / reference).is_dir() else reference,
-    is_remote=lambda reference: not Path(reference).is_dir(),
-    runs_code=lambda _: True,
-    pickle_files=(MODEL_FILE,),
-)
+class _MLflow(Flavour):
+    name = "mlflow"
+    libraries = ("mlflow", "pandas", "numpy")
+    details: ClassVar[Mapping[str, Any]] = {"evaluated": "by MLflow's Python function, one call at a time"}
+    pickle_files = (MODEL_FILE,)
+
+    def save(self, model: bytes) -> dict[str, bytes]:
+        return {MODEL_FILE: model}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
+        mlflow = library()
+        folder = Path(tempfile.mkdtemp(prefix="batch-platform-"))
+        try:
+            _unpack(files[MODEL_FILE], folder)
+            model = mlflow.pyfunc.load_model(str(folder))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        return PredictorInTurns(model, partial(_table, model.metadata.signature.inputs, signature.contract), signature)
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        del params
+        mlflow = library()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(reference) if Path(reference).is_dir() else _fetched(mlflow, reference, scratch)
+            if not (folder / "MLmodel").is_file():
+                msg = f"model.import: {reference} has no file MLmodel."
+                raise WrongUseError(msg, hint="name the folder that mlflow.<flavour>.save_model wrote.")
+            model = mlflow.models.Model.load(str(folder))
+            packed = _packed(folder)
+        if model.signature is None or model.signature.inputs is None:
+            msg = f"model.import: {reference} has no signature to check the features against."
+            raise DataError(msg, hint="log it with `signature=mlflow.models.infer_signature(inputs, outputs)`.")
+        details = {
+            "flavors": sorted(model.flavors),
+            "run_id": model.run_id,
+            "model_id": model.model_id,
+            "mlflow_version": model.mlflow_version,
+            "signature": model.signature.to_dict(),
+        }
+        return ForeignModel(packed, _inputs(model.signature.inputs, reference), details=details)
+
+    def recognises(self, folder: Path, reference: str) -> bool:
+        return bool(_REFERENCE.fullmatch(reference)) or (folder / reference / "MLmodel").is_file()
+
+    def locate(self, folder: Path, reference: str) -> str:
+        return str(folder / reference) if (folder / reference).is_dir() else reference
+
+    def is_remote(self, located: str) -> bool:
+        return not Path(located).is_dir()
+
+    def runs_code(self, located: str) -> bool:
+        del located
+        return True
+
+
+FLAVOUR = _MLflow()

@@ -7,7 +7,7 @@ labels and probabilities, as a tensor or as one map per row.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -60,30 +60,6 @@ class _OnnxPredictor:
         if isinstance(raw, list):  # one map per row
             return np.array([[row[label] for label in sorted(row)] for row in raw])
         return raw
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
-    session = _session(files[MODEL_FILE])
-    classified = signature.task in ("binary", "multiclass")
-    fixed = [tensor.shape[0] for tensor in session.get_inputs() if tensor.shape and isinstance(tensor.shape[0], int)]
-    return _OnnxPredictor(session, _output(session, classified=classified), signature, min([BLOCK_ROWS, *fixed]))
-
-
-def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    data = Path(reference).read_bytes()
-    if _LOOP in data:
-        msg = f"{reference} contains the operator Loop, which may never end; it is not opened."
-        raise DataError(msg, hint="export the model without control flow.")
-    session = _session(data)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    details = {
-        "inputs": {tensor.name: f"{tensor.type} {list(tensor.shape)}" for tensor in inputs},
-        "outputs": {tensor.name: f"{tensor.type} {list(tensor.shape)}" for tensor in outputs},
-        "precision": "float64" if all(tensor.type != "tensor(float)" for tensor in inputs) else "float32",
-    }
-    classes = _classes(session, inputs, outputs)
-    task = None if classes is None else "binary" if len(classes) == BINARY else "multiclass"
-    return ForeignModel(data, _columns(inputs, reference), task, classes, details)
 
 
 def _session(data: bytes) -> Any:
@@ -162,12 +138,39 @@ def _classes(session: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> lis
     return sorted(probabilities[0])
 
 
-FLAVOUR = Flavour(
-    name="onnx",
-    libraries=("onnxruntime", "numpy"),
-    save=lambda model: {MODEL_FILE: model},
-    load=_load,
-    read=_read,
-    details={"evaluated": "by ONNX Runtime on the CPU"},
-    endings=(".onnx",),
-)
+class _Onnx(Flavour):
+    name = "onnx"
+    libraries = ("onnxruntime", "numpy")
+    details: ClassVar[Mapping[str, Any]] = {"evaluated": "by ONNX Runtime on the CPU"}
+    endings = (".onnx",)
+
+    def save(self, model: bytes) -> dict[str, bytes]:
+        return {MODEL_FILE: model}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
+        session = _session(files[MODEL_FILE])
+        classified = signature.task in ("binary", "multiclass")
+        fixed = [
+            tensor.shape[0] for tensor in session.get_inputs() if tensor.shape and isinstance(tensor.shape[0], int)
+        ]
+        return _OnnxPredictor(session, _output(session, classified=classified), signature, min([BLOCK_ROWS, *fixed]))
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        del params
+        data = Path(reference).read_bytes()
+        if _LOOP in data:
+            msg = f"{reference} contains the operator Loop, which may never end; it is not opened."
+            raise DataError(msg, hint="export the model without control flow.")
+        session = _session(data)
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        details = {
+            "inputs": {tensor.name: f"{tensor.type} {list(tensor.shape)}" for tensor in inputs},
+            "outputs": {tensor.name: f"{tensor.type} {list(tensor.shape)}" for tensor in outputs},
+            "precision": "float64" if all(tensor.type != "tensor(float)" for tensor in inputs) else "float32",
+        }
+        classes = _classes(session, inputs, outputs)
+        task = None if classes is None else "binary" if len(classes) == BINARY else "multiclass"
+        return ForeignModel(data, _columns(inputs, reference), task, classes, details)
+
+
+FLAVOUR = _Onnx()

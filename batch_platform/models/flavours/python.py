@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.importing import import_function, source_code
@@ -28,24 +29,6 @@ class Reference:
     path: str
     params: Mapping[str, Any]
     source_sha256: str
-
-
-def _save(model: Reference) -> dict[str, bytes]:
-    return {MODEL_FILE: json.dumps(vars(model), indent=2, sort_keys=True, allow_nan=False).encode()}
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
-    reference = Reference(**json.loads(files[MODEL_FILE]))
-    if _source_sha256(reference.path) != reference.source_sha256:
-        msg = f"The source of {reference.path} has changed since it was imported; it is not used."
-        raise IntegrityError(msg, hint="materialize the model asset to import the new source, or undo the change.")
-    table = partial(decoded, contract=signature.contract)
-    return PredictorInTurns(_built(reference.path, reference.params), table, signature)
-
-
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:
-    _built(reference, params)
-    return ForeignModel(Reference(reference, dict(params), _source_sha256(reference)), inputs=None)
 
 
 def _source_sha256(path: str) -> str:
@@ -68,14 +51,34 @@ def _built(path: str, params: Mapping[str, Any]) -> Any:
         raise WrongUseError(msg.rstrip(".") + ".", hint="check the class and model.params.") from error
 
 
-FLAVOUR = Flavour(
-    name="python",
-    libraries=("polars", "numpy"),
-    save=_save,
-    load=_load,
-    read=_read,
-    details={"evaluated": "by the class itself, one call at a time"},
-    recognises=lambda _folder, reference: DOTTED.fullmatch(reference) is not None,
-    locate=lambda _folder, reference: reference,
-    takes_params=True,
-)
+class _PythonClass(Flavour):
+    name = "python"
+    libraries = ("polars", "numpy")
+    details: ClassVar[Mapping[str, Any]] = {"evaluated": "by the class itself, one call at a time"}
+    takes_params = True
+
+    def save(self, model: Reference) -> dict[str, bytes]:
+        return {MODEL_FILE: json.dumps(vars(model), indent=2, sort_keys=True, allow_nan=False).encode()}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
+        reference = Reference(**json.loads(files[MODEL_FILE]))
+        if _source_sha256(reference.path) != reference.source_sha256:
+            msg = f"The source of {reference.path} has changed since it was imported; it is not used."
+            raise IntegrityError(msg, hint="materialize the model asset to import the new source, or undo the change.")
+        table = partial(decoded, contract=signature.contract)
+        return PredictorInTurns(_built(reference.path, reference.params), table, signature)
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        _built(reference, params)
+        return ForeignModel(Reference(reference, dict(params), _source_sha256(reference)), inputs=None)
+
+    def recognises(self, folder: Path, reference: str) -> bool:
+        del folder
+        return DOTTED.fullmatch(reference) is not None
+
+    def locate(self, folder: Path, reference: str) -> str:
+        del folder
+        return reference
+
+
+FLAVOUR = _PythonClass()

@@ -125,25 +125,6 @@ class Pickled:
     linear: Linear | None
 
 
-def _save(model: object) -> dict[str, bytes]:
-    if isinstance(model, Pickled):
-        files, linear = {PICKLE_FILE: model.data}, model.linear
-    else:
-        files, linear = {MODEL_FILE: saved(model)}, _linear_of(model)
-    return files if linear is None else files | {LINEAR_FILE: linear_file(linear)}
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
-    native = partial(_load_native, files, signature)
-    return LinearPredictor(read_linear(files[LINEAR_FILE]), native) if LINEAR_FILE in files else native()
-
-
-def _fitted(estimator: Any, signature: Signature) -> Predictor:
-    """The predictor of a fitted estimator; estimators of scikit-learn come back from disk exactly as they are."""
-    native, linear = SklearnPredictor(estimator, signature.task), _linear_of(estimator)
-    return native if linear is None else LinearPredictor(linear, lambda: native)
-
-
 def _linear_of(estimator: Any) -> Linear | None:
     """The numbers of a linear model; None for any other, and for one that is given a table with column names."""
     if hasattr(estimator, "feature_names_in_"):
@@ -158,35 +139,6 @@ def _load_native(files: Mapping[str, bytes], signature: Signature) -> Predictor:
     if hasattr(estimator, "feature_names_in_"):
         return _NamedPredictor(SklearnPredictor(estimator, signature.task), signature.contract)
     return SklearnPredictor(_without_copies(estimator), signature.task)
-
-
-def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    data = Path(reference).read_bytes()
-    if not reference.lower().endswith(PICKLE_ENDINGS):
-        estimator = loads(data, Path(reference).name)
-        if (problem := malformed_estimator(estimator)) is not None:
-            msg = f"{reference} is damaged: {problem}."
-            raise DataError(msg, hint="save it again, and import only what you trust.")
-        return _described(reference, estimator, estimator)
-    import joblib
-
-    try:
-        estimator = joblib.load(BytesIO(data))
-    except Exception as error:  # a pickle may raise anything
-        msg = f"{reference} cannot be unpickled: {type(error).__name__}: {' '.join(str(error).split())}"
-        raise DataError(msg.rstrip(".") + ".", hint="save it with the library versions installed here.") from error
-    return _described(reference, estimator, pickled_if_needed(estimator))
-
-
-def pickled_if_needed(estimator: object) -> object:
-    """Return what to save where pickle is allowed: the estimator, or its pickle if it holds types that are not trusted."""
-    if isinstance(estimator, Pickled):
-        return estimator
-    try:
-        saved(estimator)
-    except TrainingRefusedError:
-        return Pickled(pickle.dumps(estimator), _linear_of(estimator))
-    return estimator
 
 
 def saved(model: object) -> bytes:
@@ -282,24 +234,67 @@ def _untrusted_types(data: bytes) -> list[str]:
     return sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
 
 
-def _fit(estimator: Any, matrix: NDArray[np.float64], labels: Any, _: Contract, weights: Any) -> None:
-    """Fit on rows in which a column may have no value at all, which histogram trees reject: as a constant it splits nothing."""
-    empty = np.isnan(matrix).all(axis=0)
-    filled = np.where(empty, 0.0, matrix) if empty.any() else matrix
-    estimator.fit(filled, labels, **weight_option(estimator, weights))
+class _Sklearn(Flavour):
+    name = "sklearn"
+    libraries = ("scikit-learn", "skops", "numpy")
+    endings = (".skops", *PICKLE_ENDINGS)
+    pickle_files = (PICKLE_FILE,)
+    calls_estimator = True
+    package = "sklearn"
+
+    def fit(self, estimator: Any, matrix: NDArray[np.float64], labels: Any, contract: Contract, weights: Any) -> None:
+        """Fit on rows in which a column may have no value at all, which histogram trees reject: as a constant it splits nothing."""
+        del contract
+        empty = np.isnan(matrix).all(axis=0)
+        filled = np.where(empty, 0.0, matrix) if empty.any() else matrix
+        estimator.fit(filled, labels, **weight_option(estimator, weights))
+
+    def save(self, model: object) -> dict[str, bytes]:
+        if isinstance(model, Pickled):
+            files, linear = {PICKLE_FILE: model.data}, model.linear
+        else:
+            files, linear = {MODEL_FILE: saved(model)}, _linear_of(model)
+        return files if linear is None else files | {LINEAR_FILE: linear_file(linear)}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> Predictor:
+        native = partial(_load_native, files, signature)
+        return LinearPredictor(read_linear(files[LINEAR_FILE]), native) if LINEAR_FILE in files else native()
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        del params
+        data = Path(reference).read_bytes()
+        if not reference.lower().endswith(PICKLE_ENDINGS):
+            estimator = loads(data, Path(reference).name)
+            if (problem := malformed_estimator(estimator)) is not None:
+                msg = f"{reference} is damaged: {problem}."
+                raise DataError(msg, hint="save it again, and import only what you trust.")
+            return _described(reference, estimator, estimator)
+        import joblib
+
+        try:
+            estimator = joblib.load(BytesIO(data))
+        except Exception as error:  # a pickle may raise anything
+            msg = f"{reference} cannot be unpickled: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(msg.rstrip(".") + ".", hint="save it with the library versions installed here.") from error
+        return _described(reference, estimator, self.pickled(estimator))
+
+    def runs_code(self, located: str) -> bool:
+        return located.lower().endswith(PICKLE_ENDINGS)
+
+    def pickled(self, model: object) -> object:
+        """The estimator, or its pickle if it holds types that are not trusted."""
+        if isinstance(model, Pickled):
+            return model
+        try:
+            saved(model)
+        except TrainingRefusedError:
+            return Pickled(pickle.dumps(model), _linear_of(model))
+        return model
+
+    def predictor(self, estimator: Any, signature: Signature) -> Predictor:
+        """The predictor of a fitted estimator; estimators of scikit-learn come back from disk exactly as they are."""
+        native, linear = SklearnPredictor(estimator, signature.task), _linear_of(estimator)
+        return native if linear is None else LinearPredictor(linear, lambda: native)
 
 
-FLAVOUR = Flavour(
-    name="sklearn",
-    fit=_fit,
-    libraries=("scikit-learn", "skops", "numpy"),
-    save=_save,
-    load=_load,
-    read=_read,
-    endings=(".skops", *PICKLE_ENDINGS),
-    runs_code=lambda reference: reference.lower().endswith(PICKLE_ENDINGS),
-    pickle_files=(PICKLE_FILE,),
-    pickled=pickled_if_needed,
-    package="sklearn",
-    predictor=_fitted,
-)
+FLAVOUR = _Sklearn()

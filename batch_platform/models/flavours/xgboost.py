@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,64 +48,9 @@ _PARAMETERS = frozenset(  # parameters of the library that its estimators pass o
 )
 
 
-def _save(model: Any) -> dict[str, bytes]:
-    last = last_of(model)
-    booster = last.get_booster() if hasattr(last, "get_booster") else last
-    return {MODEL_FILE: bytes(booster.save_raw(raw_format="ubj")), **saved_steps(model)}
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
-    booster = _booster(files[MODEL_FILE])
-    best = booster.attr("best_iteration")
-    rounds = 0 if best is None else int(best) + 1  # number of boosting rounds that count; 0 for all
-    run = partial(booster.inplace_predict, iteration_range=(0, rounds), validate_features=False)
-    return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
-
-
-def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    booster = _booster(Path(reference).read_bytes())
-    if (problem := malformed(partial(_trees, booster, 0, {}))) is not None:
-        msg = f"{reference} is damaged: {problem}."
-        raise DataError(msg, hint="save it again, and import only what you trust.")
-    learner = json.loads(booster.save_config())["learner"]
-    objective = learner["objective"]["name"]
-    if objective not in _TASKS and not objective.startswith(_NUMBERS):
-        msg = f"{reference}: its objective {objective!r} returns neither probabilities nor values."
-        hint = "train it with multi:softprob, which returns probabilities." if objective == "multi:softmax" else None
-        raise DataError(msg, hint=hint or "train it with one of XGBoost's objectives for classes or numbers.")
-    task = _TASKS.get(objective, "regression")
-    classes = [] if task == "regression" else list(range(max(int(learner["learner_model_param"]["num_class"]), 2)))
-    return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
-
-
-def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract, weights: Any) -> None:
-    """Fit an estimator; XGBoost takes classes only by their position.
-
-    Raises:
-        WrongUseError: A value other than NaN stands for a missing value: the saved booster would not know.
-    """
-    from sklearn.base import is_classifier
-
-    booster = last_of(estimator)
-    missing = booster.missing
-    if missing is not None and not np.isnan(missing):
-        msg = f"model.params.missing: XGBoost does not save that {missing:g} stands for a missing value."
-        raise WrongUseError(msg, hint=f"leave it out, and write NULLIF(column, {missing:g}) in the features' SQL.")
-    if labels is not None and is_classifier(estimator):
-        labels = np.unique(labels, return_inverse=True)[1]
-    stops_early = bool(booster.early_stopping_rounds)
-    fit_booster(estimator, matrix, labels, {}, _watching if stops_early else None, weights)
-
-
 def _watching(matrix: Any, labels: Any, weights: Any) -> dict[str, Any]:
     of_rows = None if weights is None else [weights]
     return {"eval_set": [(matrix, labels)], "sample_weight_eval_set": of_rows, "verbose": False}
-
-
-def _accept_codes(estimator: Any, contract: Contract) -> None:
-    if contract.categorical:
-        kinds = ["c" if column.type == "category" else "q" for column in contract.columns]
-        estimator.set_params(enable_categorical=True, feature_types=kinds)
 
 
 def _trees(booster: Any, rounds: int, categories: Mapping[int, int]) -> Ensemble:
@@ -182,16 +127,70 @@ def _inputs(booster: Any) -> list[Input]:
     ]
 
 
-FLAVOUR = Flavour(
-    name="xgboost",
-    libraries=("xgboost", "numpy"),
-    save=_save,
-    load=_load,
-    read=_read,
-    details={"precision": "float32"},
-    endings=(".ubj", ".json", ".xgb"),
-    package="xgboost",
-    fit=_fit,
-    accept_codes=_accept_codes,
-    parameters=lambda: {*_PARAMETERS},
-)
+class _XGBoost(Flavour):
+    name = "xgboost"
+    libraries = ("xgboost", "numpy")
+    details: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
+    endings = (".ubj", ".json", ".xgb")
+    package = "xgboost"
+
+    def save(self, model: Any) -> dict[str, bytes]:
+        last = last_of(model)
+        booster = last.get_booster() if hasattr(last, "get_booster") else last
+        return {MODEL_FILE: bytes(booster.save_raw(raw_format="ubj")), **saved_steps(model)}
+
+    def load(self, files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
+        booster = _booster(files[MODEL_FILE])
+        best = booster.attr("best_iteration")
+        rounds = 0 if best is None else int(best) + 1  # number of boosting rounds that count; 0 for all
+        run = partial(booster.inplace_predict, iteration_range=(0, rounds), validate_features=False)
+        return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
+
+    def read(self, reference: str, params: Mapping[str, Any]) -> ForeignModel:
+        del params
+        booster = _booster(Path(reference).read_bytes())
+        if (problem := malformed(partial(_trees, booster, 0, {}))) is not None:
+            msg = f"{reference} is damaged: {problem}."
+            raise DataError(msg, hint="save it again, and import only what you trust.")
+        learner = json.loads(booster.save_config())["learner"]
+        objective = learner["objective"]["name"]
+        if objective not in _TASKS and not objective.startswith(_NUMBERS):
+            msg = f"{reference}: its objective {objective!r} returns neither probabilities nor values."
+            hint = (
+                "train it with multi:softprob, which returns probabilities." if objective == "multi:softmax" else None
+            )
+            raise DataError(msg, hint=hint or "train it with one of XGBoost's objectives for classes or numbers.")
+        task = _TASKS.get(objective, "regression")
+        classes = [] if task == "regression" else list(range(max(int(learner["learner_model_param"]["num_class"]), 2)))
+        return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
+
+    def fit(self, estimator: Any, matrix: Any, labels: Any, contract: Contract, weights: Any) -> None:
+        """Fit an estimator; XGBoost takes classes only by their position.
+
+        Raises:
+            WrongUseError: A value other than NaN stands for a missing value: the saved booster would not know.
+        """
+        del contract
+        from sklearn.base import is_classifier
+
+        booster = last_of(estimator)
+        missing = booster.missing
+        if missing is not None and not np.isnan(missing):
+            msg = f"model.params.missing: XGBoost does not save that {missing:g} stands for a missing value."
+            raise WrongUseError(msg, hint=f"leave it out, and write NULLIF(column, {missing:g}) in the features' SQL.")
+        if labels is not None and is_classifier(estimator):
+            labels = np.unique(labels, return_inverse=True)[1]
+        stops_early = bool(booster.early_stopping_rounds)
+        fit_booster(estimator, matrix, labels, {}, _watching if stops_early else None, weights)
+
+    def accept_codes(self, estimator: Any, contract: Contract) -> bool:
+        if contract.categorical:
+            kinds = ["c" if column.type == "category" else "q" for column in contract.columns]
+            estimator.set_params(enable_categorical=True, feature_types=kinds)
+        return True
+
+    def parameters(self) -> set[str]:
+        return {*_PARAMETERS}
+
+
+FLAVOUR = _XGBoost()

@@ -1,36 +1,53 @@
-"""The engines by name, and the contract that each of them keeps.
+"""The base class of engines, and the engines by name. The tests in `test_engines.py` check the contract for every engine."""
 
-To add an engine, add its class to `ENGINES`, or the import path of its class, and its name to `declaration.engine.ENGINES`.
-The tests in `test_engines.py` check the contract for every engine.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
-from batch_platform.declaration.engine import LOCAL, SPARK
+from batch_platform.declaration import extensions
 from batch_platform.declaration.errors import named
+from batch_platform.declaration.extensions import Registry
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
-from batch_platform.scoring.engines.local import LocalEngine
-from batch_platform.scoring.partition import ScoringOrder, Staged, Watch
+from batch_platform.scoring.partition import ScoringOrder, Staged, Watch, unwatched
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Scores the partitions of one pipeline into files. Use it in a `with` statement, whose end ends all its work."""
 
     name: str  # name in the ledger
 
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        folder: Path,
+        stamp: Stamp,
+        *,
+        watch: Watch | None = None,
+        bundles: dict[str, Bundle] | None = None,
+    ) -> None:
+        """Make an engine that has not begun to work.
+
+        Args:
+            spec: The pipeline.
+            folder: An existing folder for the files, whose names begin with the partition's key and a dot.
+            stamp: Stored with every row; its clock says when the scoring of a partition begins.
+            watch: Called with the progress of a partition, on the thread that takes the results.
+            bundles: Bundles that are open in this process, by version; an engine that opens more here adds them.
+        """
+        self.spec, self.folder, self.stamp, self.bundles = spec, folder, stamp, bundles
+        self.watch: Watch = watch or unwatched
+
     def __enter__(self) -> Self:
         """Return the engine."""
-        ...
+        return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - an engine that holds nothing open has nothing to end
         """End all work."""
-        ...
 
+    @abstractmethod
     def staged(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
         """Score partitions into files, and yield them in the order of their orders.
 
@@ -44,42 +61,12 @@ class Engine(Protocol):
             WarehouseError: A file cannot be read or written.
             EngineError: The engine's cluster cannot be reached, does not fit, or failed.
         """
-        ...
 
 
-class EngineFactory(Protocol):
-    """Makes an engine."""
-
-    def __call__(
-        self,
-        spec: PipelineSpec,
-        folder: Path,
-        stamp: Stamp,
-        *,
-        watch: Watch | None = None,
-        bundles: dict[str, Bundle] | None = None,
-    ) -> Engine:
-        """Make an engine that has not begun to work.
-
-        Args:
-            spec: The pipeline.
-            folder: An existing folder for the files, whose names begin with the partition's key and a dot.
-            stamp: Stored with every row; its clock says when the scoring of a partition begins.
-            watch: Called with the progress of a partition, on the thread that takes the results.
-            bundles: Bundles that are open in this process, by version; an engine that opens more here adds them.
-        """
-        ...
+ENGINES: Registry[type[Engine]] = extensions.ENGINES
 
 
-# By name; a path is imported when the engine is asked for, as for one in a room above this one.
-ENGINES: dict[str, EngineFactory | str] = {LOCAL: LocalEngine, SPARK: "batch_platform.spark.scoring.SparkEngine"}
-
-
-def engine_of(name: str) -> EngineFactory:
+def engine_of(name: str) -> type[Engine]:
     """The engine of that name; raises a WrongUseError if there is none."""
     refusal = f"engine: {name!r} is not an engine; allowed are"
-    engine = named(name, ENGINES, refusal, hint="correct `engine` in the YAML file.")
-    if isinstance(engine, str):
-        module, _, attribute = engine.rpartition(".")
-        return getattr(import_module(module), attribute)
-    return engine
+    return named(name, ENGINES, refusal, hint="correct `engine` in the YAML file.")

@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import chain, groupby, islice, repeat, takewhile
 from pathlib import Path
 from threading import Event
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.spec import PipelineSpec
@@ -23,6 +23,7 @@ from batch_platform.declaration.threads import threads as available_threads
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.kernels.native_threads import one_thread, one_thread_here
 from batch_platform.models.bundle import Bundle
+from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.partition import (
     Numbered,
     OpenModels,
@@ -42,7 +43,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Scores the partitions of one pipeline on the threads of this process. Use it in a `with` statement."""
 
     name = LOCAL
@@ -58,16 +59,11 @@ class LocalEngine:
         threads: int | None = None,
     ) -> None:
         """Start no thread and open no model yet; `threads` is how many score at once, by default as many as may work."""
-        self._spec, self._folder, self._stamp = spec, folder, stamp
+        super().__init__(spec, folder, stamp, watch=watch, bundles=bundles)
         self._threads = threads or available_threads()
-        self._watch: Watch = watch or unwatched
         self._models = OpenModels(spec, bundles)
         self._scorers = ThreadPoolExecutor(self._threads, "score", initializer=one_thread_here)
         self._reader, self._hasher = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "hash")
-
-    def __enter__(self) -> Self:
-        """Return the engine."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Wait for the threads to end."""
@@ -86,9 +82,9 @@ class LocalEngine:
     def _one_by_one(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
         """Score large partitions, each spread over all threads."""
         for order in orders:
-            started = self._stamp.now()
-            with opened_features(order, self._spec, self._folder) as recorded, self._checked_meanwhile(recorded):
-                staged = self._write(order, recorded, started, self._spread, self._watch)
+            started = self.stamp.now()
+            with opened_features(order, self.spec, self.folder) as recorded, self._checked_meanwhile(recorded):
+                staged = self._write(order, recorded, started, self._spread, self.watch)
             yield staged
 
     def _side_by_side(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
@@ -96,14 +92,14 @@ class LocalEngine:
 
         def alone(timed: tuple[ScoringOrder, datetime]) -> Staged:
             order, started = timed
-            with opened_features(order, self._spec, self._folder) as recorded:
+            with opened_features(order, self.spec, self.folder) as recorded:
                 recorded.require_unchanged()
                 return self._write(order, recorded, started, map, unwatched)
 
-        timed = ((order, self._stamp.now()) for order in orders)
+        timed = ((order, self.stamp.now()) for order in orders)
         with closing(in_order(self._scorers, alone, timed, at_once=self._threads + AHEAD)) as results:
             for staged in results:
-                self._watch(staged.partition, staged.counts.rows_in, staged.counts.rows_in)
+                self.watch(staged.partition, staged.counts.rows_in, staged.counts.rows_in)
                 yield staged
 
     @contextmanager
@@ -128,7 +124,7 @@ class LocalEngine:
 
         Reasons take far longer to compute than to read and to write, and much memory: then none wait.
         """
-        read_before, ahead = (1, 0) if self._spec.predictions.reasons else (READ_AHEAD, AHEAD)
+        read_before, ahead = (1, 0) if self.spec.predictions.reasons else (READ_AHEAD, AHEAD)
         with (
             closing(read_ahead(self._reader, batches, at_once=read_before)) as read,
             closing(in_order(self._scorers, score, read, at_once=self._threads + ahead)) as scored,
@@ -139,13 +135,13 @@ class LocalEngine:
         self, order: ScoringOrder, recorded: RecordedFile, started: datetime, spread: Spread, watch: Watch
     ) -> Staged:
         return write_part(
-            self._folder,
+            self.folder,
             order.partition.key,
             order,
             self._models,
             recorded.batches(BATCH_ROWS),
-            spec=self._spec,
-            stamp=Stamp(self._stamp.run_id, started),
+            spec=self.spec,
+            stamp=Stamp(self.stamp.run_id, started),
             spread=spread,
             watch=watch,
         )

@@ -46,18 +46,13 @@ from batch_platform.spark.session import (
     spark_session,
 )
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.features.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.harness.command_line import published
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.deployment import deploy
-from batch_platform_tests.harness.small_pipeline import (
-    carry_out,
-    feature_file,
-    small_events,
-    small_pipeline,
-)
+from batch_platform_tests.harness.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.harness.spark_cluster import CONF, LITTLE_JAVA, SparkCluster, free_ports, orders_for
 from batch_platform_tests.harness.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
+from batch_platform_tests.spark.spark_sql import ENDLESS, SPARK_SQL, build, wait_for_tasks
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
@@ -234,7 +229,7 @@ DRIVER = """\
 import sys
 from pathlib import Path
 from batch_platform.declaration.stamp import Stamp
-from batch_platform_tests.scoring.test_spark_engine import NOW, days, waiting
+from batch_platform_tests.spark.test_spark_engine import NOW, days, waiting
 from batch_platform_tests.harness.spark_cluster import CONF
 
 pipeline = waiting(Path(sys.argv[1]), engine={"spark": {"master": sys.argv[2], "conf": CONF}})

@@ -20,11 +20,7 @@ from batch_platform.spark.session import lent, require_master, spark_session, zi
 from batch_platform.spark.staging import object_staging
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.harness.object_store import BUCKET, ObjectStore, forget_connections, object_store
-from batch_platform_tests.harness.small_pipeline import (
-    finished_pipeline,
-    small_pipeline,
-    small_spec,
-)
+from batch_platform_tests.harness.small_pipeline import finished_pipeline, small_pipeline, small_spec
 from batch_platform_tests.harness.spark_cluster import connect_server, descendants, free_ports, kill
 from batch_platform_tests.scoring.engine_models import declared
 

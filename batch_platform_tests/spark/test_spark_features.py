@@ -12,10 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import polars as pl
 import pytest
-import yaml
 from deltalake import write_deltalake
 
 from batch_platform.declaration.calendar import Partition
@@ -29,9 +27,6 @@ from batch_platform.spark.jobs import FailedTask
 from batch_platform.spark.session import spark_session
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
-from batch_platform_tests.features.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
-from batch_platform_tests.harness.command_line import published
-from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.harness.small_pipeline import (
     FEATURES_SQL,
     feature_file,
@@ -41,6 +36,7 @@ from batch_platform_tests.harness.small_pipeline import (
 )
 from batch_platform_tests.harness.spark_cluster import CONF, SparkCluster
 from batch_platform_tests.sources.delta_tables import ODD, odd_table
+from batch_platform_tests.spark.spark_sql import KEY, SPARK_SQL, build, wait_for_tasks
 
 CATALOG = {"parquet": None, "spark_table": "sales.events"}
 NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts
@@ -410,7 +406,7 @@ def test_the_task_for_which_spark_gives_up_is_read_from_its_error():
 DRIVER = """\
 import sys
 from pathlib import Path
-from batch_platform_tests.features.spark_sql import ENDLESS, KEY, build
+from batch_platform_tests.spark.spark_sql import ENDLESS, KEY, build
 from batch_platform_tests.harness.spark_cluster import CONF
 
 build(Path(sys.argv[1]), {"spark": {"master": sys.argv[2], "conf": CONF}}, ENDLESS)
@@ -429,33 +425,3 @@ def test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else(
     pipeline = build(tmp_path, spark.declared(), SPARK_SQL)
     assert [*tmp_path.glob("home/lake/small/features/*")] == [feature_file(pipeline, KEY)]
     assert not [*pipeline.home.staging.iterdir()]
-
-
-@pytest.mark.full
-def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(spark: SparkCluster, project, cli):
-    declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
-    query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
-    built = "SELECT partition_key, sha256, code_version FROM batch_platform.feature_builds QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY built_at DESC) = 1 ORDER BY ALL"
-    before, files = published(project, query), published(project, built)
-    sql = pipeline_folder(project) / "features.sql"
-    sql.write_text(sql.read_text().replace("$", ":"))
-    features = {**declared["features"], "spark_sql": "features.sql"}
-    del features["sql"]
-    write_defs_yaml(project, declared | {"features": features, "engine": spark.declared()})
-    answer = cli(project, "check", "--time-travel")
-    assert (answer.code, answer.err) == (0, "")
-    assert "time travel: features.spark_sql is not checked" in answer.out
-    answer = cli(project, "run", "small", "--partition", "2024-02-19", "--force")
-    assert (answer.code, answer.err) == (0, "")
-    assert published(project, query) == before
-    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
-        events = instance.all_logs(next(iter(instance.get_runs(limit=1))).run_id)
-    assert sum("small: Spark application app-" in event.user_message for event in events) == 2  # features, predictions
-    steps = [event.dagster_event for event in events if event.dagster_event]
-    made = [step.step_materialization_data.materialization for step in steps if step.is_step_materialization]
-    (metadata,) = [built.metadata for built in made if "sha256" in built.metadata]
-    assert metadata["engine_page"].value.startswith("http://127.0.0.1:")
-    after = published(project, built)
-    assert [row[:2] for row in after] == [row[:2] for row in files]
-    assert len({version for *_, version in after}) == 2
-    assert not [*(project / ".batch_platform" / "staging").iterdir()]
