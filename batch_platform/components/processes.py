@@ -49,7 +49,7 @@ def kill_readers_of(workspace: Path) -> None:
 
 @contextmanager
 def at_work(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Generator[None]:
-    """Record in the run which process does a step, for the length of the step; a terminated run interrupts it.
+    """Record in the run which process does a step; a terminated run interrupts it.
 
     A step that works in a child process is recorded with the parent: if only the child dies, the parent reports it.
     """
@@ -62,11 +62,8 @@ def at_work(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -
     processes = [process] if parent is None or parent.pid is None else [process, f"{_process(parent.pid)} {_place()}"]
     tag = f"{PROCESS_TAG}/{context.op_execution_context.op.name}"
     context.instance.add_run_tags(run.run_id, {tag: ", ".join(processes)})
-    try:
-        with _interrupted_by_termination(context):
-            yield
-    finally:
-        context.instance.add_run_tags(run.run_id, {tag: ""})
+    with _interrupted_by_termination(context):
+        yield
 
 
 @contextmanager
@@ -125,16 +122,25 @@ def dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     dead: list[dg.DagsterRun] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         tags = {tag: value for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG) and value}
-        if (
-            any(map(_are_gone, tags.values()))
-            and run.parent_run_id
-            and (parent := instance.get_run_by_id(run.parent_run_id))
-        ):
-            tags = {tag: value for tag, value in tags.items() if parent.tags.get(tag) != value}  # not what was copied
+        if any(map(_are_gone, tags.values())):
+            past = _tags_of_the_past(instance, run)
+            tags = {tag: value for tag, value in tags.items() if (tag, value) not in past}
         started = None if tags else process_of(instance, run)
         if any(map(_are_gone, tags.values())) or (started and _is_gone_since(*started)):
             dead.append(run)
     return dead
+
+
+def _tags_of_the_past(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[tuple[str, str]]:
+    """The tags of steps that have ended, and those that a re-execution copied from the run before it.
+
+    A step does not take its tag away at its end: Dagster writes the tags of a run as a whole, so that of two steps that
+    change them at the same moment, one change is lost.
+    """
+    ended = {step.step_key for step in instance.get_run_step_stats(run.run_id) if step.end_time is not None}
+    past = {(tag, value) for tag, value in run.tags.items() if tag.removeprefix(f"{PROCESS_TAG}/") in ended}
+    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return past | set(before.tags.items() if before else ())
 
 
 def _are_gone(tag: str) -> bool:
