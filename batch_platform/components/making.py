@@ -158,20 +158,12 @@ class RunStep:
                     elif config.challengers_only:
                         self._train_challengers(period, stamp, log)
                     else:
-                        self._require_labels(period)
-                        trained = pipeline.train(period, stamp, params=config.params)
+                        trained = pipeline.train(period, stamp, params=config.params, absent=self.absent_labels())
                         log.committed(commits.model(self.wiring, trained), trained=trained)
 
     def absent_labels(self) -> NeverMaterialized:
         """A function that gives the partitions of assets with labels that were never materialized, by source."""
         return never_materialized(self.context, self.wiring, self.pipeline.builder.label_sources)
-
-    def _require_labels(self, period: Partition) -> None:
-        """Raise SourceError where an asset lacks a partition with labels that a model would learn from."""
-        periods, absent = self.wiring.spec.periods, self.absent_labels()
-        for partition in periods.window(period.start, self.pipeline.state().dropped):
-            if periods.matures(partition) <= period.start:
-                self.pipeline.builder.require_labels(partition, absent(partition))
 
     def is_due(self, period: Partition) -> bool:
         """Return whether the model of a serving period is due by what is recorded now."""
@@ -184,7 +176,7 @@ class RunStep:
     def _train_challengers(self, period: Partition, stamp: Stamp, log: PartitionLog) -> None:
         """Train the challengers that a serving period lacks; its model stays as it is."""
         key = None if self.wiring.serving_periods is None else period.key
-        done = self.pipeline.challenge(period, stamp)
+        done = self.pipeline.challenge(period, stamp, self.absent_labels())
         log.observed(key or period.key, key, metadata=describe.trained_challengers(done))
         if done:
             log.check(checks.CHALLENGERS_TRAINED, key, [challenger.training for challenger in done])

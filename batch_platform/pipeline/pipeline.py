@@ -139,26 +139,32 @@ class Pipeline:
             state = state_to_build(self.spec, self.state, partitions, stamp.at, force=force)
             yield from FeatureStep(self.history, self.warehouse, state, stamp, force, absent).recorded(partitions)
 
-    def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
+    def train(
+        self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None, absent: Absent = lambda _: {}
+    ) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
 
         They learn only from what is known at the start of the period; `params` replace or extend the declared parameters.
         If there is a version already, a failure with the declared parameters is recorded, so that the training
-        is not repeated until the declaration changes; a failure of a machine is not.
+        is not repeated until the declaration changes; a failure of a machine is not. `absent` gives the partitions of assets
+        with labels that a partition of the training window lacks, by source.
 
         Raises:
             TrainingRefusedError: No model can be trained on the data; nothing is registered.
-            DataError: Features of the training window are missing: no model learns from a window with gaps.
+            DataError: Features or files of labels of the training window are missing: no model learns from a window with gaps.
+            SourceError: An asset with labels lacks a partition of the training window.
             PublishingError: The model is registered here, but not in MLflow.
         """
-        return self._training_step(stamp).train(period, params or {})
+        return self._training_step(stamp, absent).train(period, params or {})
 
-    def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
-        """Train the challengers that a serving period lacks; its model stays as it is."""
-        return self._training_step(stamp).challenge(period)
+    def challenge(
+        self, period: Partition, stamp: Stamp, absent: Absent = lambda _: {}
+    ) -> tuple[TrainedChallenger, ...]:
+        """Train the challengers that a serving period lacks; its model stays as it is. Labels must be there as for `train`."""
+        return self._training_step(stamp, absent).challenge(period)
 
-    def _training_step(self, stamp: Stamp) -> TrainingStep:
-        return TrainingStep(self.history, self.warehouse, self.state(), stamp, self.bundle)
+    def _training_step(self, stamp: Stamp, absent: Absent) -> TrainingStep:
+        return TrainingStep(self.history, self.warehouse, self.state(), stamp, self.bundle, absent)
 
     def score(
         self,

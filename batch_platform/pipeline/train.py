@@ -40,6 +40,7 @@ from batch_platform.models.registry import (
     register,
 )
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.pipeline.build import Absent
 from batch_platform.pipeline.challengers import as_model, with_own_keys
 from batch_platform.pipeline.learned import LearnedModel, publish_version
 from batch_platform.pipeline.training import Training
@@ -93,6 +94,7 @@ class TrainingStep:
     state: State
     stamp: Stamp
     open_version: OpenVersion
+    absent: Absent = lambda _: {}  # partitions of assets with labels that were never materialized
 
     def train(self, period: Partition, params: Mapping[str, Any]) -> Trained:
         """Train the model of a serving period and its challengers; see `Pipeline.train`."""
@@ -146,7 +148,15 @@ class TrainingStep:
             )
             raise DataError(msg, hint=hint)
         self._require_buildable(period, [partition.key for partition in window])
-        require_labels(spec, period, window, self.history.builder.awaited_label_sources)
+        self._require_labels(period, window)
+
+    def _require_labels(self, period: Partition, window: Sequence[Partition]) -> None:
+        """Refuse to train where the files or assets of mature labels are not there, instead of learning from fewer rows."""
+        spec, builder = self.history.spec, self.history.builder
+        require_labels(spec, period, window, builder.awaited_label_sources)
+        for partition in window:
+            if spec.periods.matures(partition) <= period.start:
+                builder.require_labels(partition, self.absent(partition))
 
     def _require_buildable(self, period: Partition, window: Sequence[str]) -> None:
         """Refuse to train on features of an earlier declaration where those of the present one could not be built."""
@@ -163,8 +173,10 @@ class TrainingStep:
 
     def challenge(self, period: Partition) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
-        training = Training(self.history, self.state, period, self.stamp)
-        return self._challenge(training, untrained(self.history.spec, self.state.registry, period.key))
+        due = untrained(self.history.spec, self.state.registry, period.key)
+        if due:
+            self._require_labels(period, self.history.spec.periods.window(period.start, self.state.dropped))
+        return self._challenge(Training(self.history, self.state, period, self.stamp), due)
 
     def _trained(self, training: Training, params: dict[str, Any]) -> Trained:
         """Train or import the model of a serving period, write its bundle and judge it by the gate.

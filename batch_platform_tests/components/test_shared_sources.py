@@ -205,6 +205,10 @@ def test_labels_of_a_partition_that_was_never_materialized_are_missing_and_not_n
         never = "of the asset raw/orders was never materialized."
         assert state.failures["performance", lacking].reason.endswith(f"'small': partition {lacking} {never}")
         assert state.failures["model", month.key].reason.endswith(f"'small': partition {never_made} {never}")
+        declared["challengers"] = [{"name": "plain", "estimator": "sklearn.linear_model.LogisticRegression"}]
+        challenged = Pipeline(PipelineSpec.model_validate(declared), folder, pipeline.home)
+        with pytest.raises(SourceError, match=f"partition {never_made} {never}"):
+            challenged.challenge(month, stamp, lambda partition: {"returns": [partition.key]})
 
 
 def test_a_session_reads_a_table_as_it_is_when_a_partition_begins(tmp_path):
