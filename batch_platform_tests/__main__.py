@@ -117,6 +117,8 @@ def main(arguments: list[str]) -> int:
     with temporary_folder() as folder:
         environment = {**os.environ, "TMPDIR": str(folder)} if folder else None
         others = [argument for argument in arguments if argument not in TIERS]
+        if tiers == ["--unit"]:  # nothing in it waits: a worker for each of two cores
+            others = ["--numprocesses=2", *others]
         command = [sys.executable, "-m", "pytest", *tier, *others]
         return subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=False).returncode
 

@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests: no test fails for being slow or sees the modules of another test's project."""
+"""Fixtures and settings of all tests, those of the unit tier included: no test fails for being slow."""
 
 import gc
 import os
@@ -17,13 +17,6 @@ from batch_platform.declaration import redaction
 from batch_platform.declaration.engine import Spark
 from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.spark.session import spark_session
-from batch_platform_tests.harness.command_line import InProcess, copy_of_finished_project, write_project
-from batch_platform_tests.harness.dagster_project import (
-    forget_projects,
-    remember_installed_components,
-    remember_migrations,
-    remember_statements,
-)
 from batch_platform_tests.harness.processor_time import ProcessorTime, loop_seconds
 from batch_platform_tests.harness.tiers import PROFILES, UNIT
 
@@ -38,9 +31,6 @@ sys.dont_write_bytecode = (
     False  # while tests are collected: rewriting their assertions takes each process 5 to 10 s of CPU
 )
 let_waiting_threads_sleep()  # in this process too: the workers share the cores
-remember_installed_components()
-remember_migrations()
-remember_statements()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 for tier, number in PROFILES.items():
     settings.register_profile(tier, deadline=None, max_examples=number)
@@ -68,8 +58,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw fewer examples in the tiers that run more often, and say in CI what each of them takes."""
+    """Draw fewer examples in the tiers that run more often, and say in CI what each of them takes.
+
+    Dagster, which takes 7 s of CPU to import, is left to the tiers that use it.
+    """
     tier = config.getoption("markexpr")
+    if tier != UNIT:
+        config.pluginmanager.import_plugin("batch_platform_tests.harness.projects")
     settings.load_profile(tier if tier in PROFILES else "release")
     if "CI" in os.environ:
         config.pluginmanager.register(ProcessorTime(0.0 if hasattr(config, "workerinput") else loop_seconds()))
@@ -95,15 +90,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS)
-
-
-@pytest.fixture(autouse=True)
-def no_project_of_another_test() -> Iterator[None]:
-    """Every project on disk is a package of the same name: forget where the last project lay."""
-    path = list(sys.path)
-    forget_projects()
-    yield
-    sys.path[:] = path
 
 
 @pytest.fixture(autouse=True)
@@ -135,21 +121,3 @@ def spark(cluster: "SparkCluster") -> Iterator["SparkCluster"]:
     """The cluster with a session of this process, which would otherwise be started for each user."""
     with spark_session(Spark.model_validate(cluster.declared()["spark"]), "tests"):
         yield cluster
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
-    """The command, called in this process."""
-    return InProcess(monkeypatch, capfd)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project of the test's own with all that is due done."""
-    return copy_of_finished_project(tmp_path)
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Path:
-    """A project in which nothing has run yet."""
-    return write_project(tmp_path / "project")

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.leakage import (
     MAX_ROWS,
     nearly_perfect,
@@ -34,7 +35,9 @@ class Table:
         """What is suspected of some columns beside one of noise."""
         matrix = np.column_stack([self.noise, *(column.astype(np.float64) for column in columns.values())])
         kinds = [False, *[categorical] * len(columns)]
-        return [str(leak) for leak in suspected_leaks(matrix, ["noise", *columns], kinds, truth, classes=classes)]
+        with one_thread():
+            leaks = suspected_leaks(matrix, ["noise", *columns], kinds, truth, classes=classes)
+        return [str(leak) for leak in leaks]
 
 
 @pytest.mark.parametrize("categorical", [True, False])

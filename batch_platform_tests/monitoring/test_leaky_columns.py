@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from batch_platform.kernels.native_threads import one_thread
 from batch_platform.monitoring.leakage import suspected_leaks
 
-pytestmark = pytest.mark.unit
-
 SEED = 4711  # not one of those by which the thresholds were chosen
 Random, Values = np.random.Generator, NDArray[Any]
 
