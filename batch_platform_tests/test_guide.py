@@ -31,7 +31,8 @@ NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 MINUTES, WORDS_A_MINUTE = 10, 220
 LANGUAGES = {"bash", "console", "mermaid", "python", "sql", "toml", "yaml", "yaml fragment"}
 SHELL = {"cd", "chmod", "cp", "echo", "export", "printf", "sudo", "touch", "unset"}
-OTHERS = {"dagster", "docker", "kubectl", "pip", "python", "python3", *SHELL}  # commands of the guide that are not ours
+# Commands of the guide that are not ours.
+OTHERS = {"dagster", "dbt", "docker", "kubectl", "pip", "python", "python3", *SHELL}
 QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading that answers
     "What is a serving period?": ("concepts", "Vocabulary"),
     "What can I point `new` at?": ("your_data", "What can be read"),

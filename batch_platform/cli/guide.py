@@ -23,6 +23,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "drift": "Have features or scores moved? How good are scores without labels?",
     "acting": "Whom do I call? How do scores reach SQL, files, S3, databases and assets?",
     "from_python": "How do I declare, run and read a pipeline in a script or a notebook?",
+    "dbt": "How do dbt models and a pipeline build on each other?",
     "scheduling": "What runs when, and what stops? What happens to late and corrected data?",
     "production": "How does it run with Docker, systemd, Kubernetes, and in Python of my own?",
     "home": "How do I back up, restore, upgrade, clean up, and let others read?",

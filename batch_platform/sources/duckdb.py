@@ -42,7 +42,8 @@ class _DuckDB(Files):
     endings = (".duckdb", ".db")
     stands_still = True
     unreadable = (
-        "another process may be writing to the file: close it or read a copy; else check the source in the YAML."
+        "if another process writes to the file, close it or read a copy; if the table is a view that reads files, make it a table; "
+        "else check the source in the YAML."
     )
 
     def description(self, source: Source) -> str:

@@ -105,13 +105,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, home: Path, *options: str, **variables: str) -> Iterator[Ui]:
-    """Run both processes for a project until the block ends, with options of the command."""
+def served(folder: Path, home: Path, *options: str, command: str | Path = COMMAND, **variables: str) -> Iterator[Ui]:
+    """Run both processes for a project until the block ends, with options of the command, also of another environment."""
     port = free_port()
     log = home.parent / f"ui{''.join(options)}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [COMMAND, "--project", str(folder), "ui", "--port", str(port), *options],
+            [command, "--project", str(folder), "ui", "--port", str(port), *options],
             env=clean_environment(**variables),
             stdout=output,
             stderr=output,
