@@ -71,6 +71,7 @@ def test_the_examples_of_the_docstrings_run_in_the_order_of_the_module():
     assert not terminal.is_json()
 
 
+@pytest.mark.full
 def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)

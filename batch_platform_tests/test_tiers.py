@@ -15,6 +15,7 @@ from batch_platform_tests.faults import cases as faults
 from batch_platform_tests.harness.checkout import ROOT
 from batch_platform_tests.harness.tiers import EVERYDAY, TIERS
 
+pytestmark = pytest.mark.full
 RELEASE_FILE = "pipeline/test_model_year.py"
 ON_SPARK = "table_of_the_catalog"  # in the names of the tests of the source kind that only Spark reads
 

@@ -122,6 +122,7 @@ def test_a_signal_before_anything_is_set_up_ends_the_command_as_ctrl_c_does(fres
     )
 
 
+@pytest.mark.full
 def test_a_run_says_that_it_waits_for_a_pool_and_a_signal_ends_the_wait(project):
     write_defs_yaml(project, small_declaration(dagster={"pool": "warehouse"}))
     with dg.DagsterInstance.from_config(str(home_of(project).dagster)) as instance:
@@ -165,6 +166,7 @@ def test_the_ui_says_which_of_its_programs_died_in_a_run_and_the_next_one_goes_o
         assert instance.get_run_by_id(run_id).is_finished
 
 
+@pytest.mark.full
 def test_the_ui_names_its_address_once_it_answers_and_refuses_one_that_another_program_has(project):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -64,6 +64,7 @@ if touch written; then exit 9; fi
 """
 
 
+@pytest.mark.full
 def test_readers_of_a_home_on_a_read_only_mount_get_their_answers(project, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

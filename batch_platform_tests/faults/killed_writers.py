@@ -30,9 +30,9 @@ from batch_platform_tests.faults.invariants import (
     published,
     rewrite,
 )
-from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.victim import Job
+from batch_platform_tests.harness.nursery import Child, Nursery
 from batch_platform_tests.harness.small_pipeline import carry_out, write_small_project
 
 PERIOD = "2024-02-01"

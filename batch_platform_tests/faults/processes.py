@@ -31,11 +31,11 @@ from batch_platform_tests.faults.invariants import (
     held,
     prepared,
 )
-from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.harness.command_line import COMMAND, clean_environment, copy_of, run_command, start_command
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.served import (
     BACKFILL,
     BACKFILL_STATUS,

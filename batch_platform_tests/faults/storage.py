@@ -50,11 +50,11 @@ from batch_platform_tests.faults.invariants import (
     published,
     rewrite,
 )
-from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.harness import command_line
-from batch_platform_tests.harness.command_line import COMMAND, copy_of_finished_project, run_command
+from batch_platform_tests.harness.command_line import COMMAND, copy_of_finished_project, run_command, run_program
 from batch_platform_tests.harness.deployment import deploy
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.small_pipeline import LOCAL_DAY, carry_out, feature_file, small_events, small_pipeline
 
 KEY = SCORED[4]
@@ -131,7 +131,7 @@ def no_room_for_the_records(folder: Path) -> None:
     before = command_line.published(project, rows)
     arguments = ("run", "small", "--partition", "2024-02-02", "--force")
     for limit in (0, 200_000):
-        answer = run_command(project, f"--fsize={limit}", COMMAND, *arguments, command="prlimit")
+        answer = run_program(project, "prlimit", f"--fsize={limit}", COMMAND, *arguments)
         assert re.search(r"A file cannot grow, .*Error: .*Hint: make room on the disk of the home", answer.error)
         assert command_line.published(project, rows) == before
     assert run_command(project, *arguments).code == 0

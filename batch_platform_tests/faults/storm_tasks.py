@@ -25,8 +25,8 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.recovery import verify
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks, inspect, inspect_files
 from batch_platform_tests.faults.invariants import NOW, SCORED, assert_nothing_in_between, days, rewrite
-from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.faults.victim import die_at_step
+from batch_platform_tests.harness.nursery import mark
 from batch_platform_tests.harness.small_pipeline import carry_out, small_spec
 
 PERIOD = "2024-02-01"

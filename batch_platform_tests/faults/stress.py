@@ -30,8 +30,8 @@ from batch_platform.kernels.native_threads import let_waiting_threads_sleep
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
 from batch_platform_tests.faults.invariants import SCORED, changed_events
-from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
+from batch_platform_tests.harness.nursery import Child, Nursery
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
 WORK = {"write": 30, "bring up to date": 8, "train": 6, "promote": 8, "score with a version": 6, "evaluate": 6, "gc": 6}

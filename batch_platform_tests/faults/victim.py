@@ -29,7 +29,7 @@ from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.recovery import restore_from_published
 from batch_platform_tests.faults.invariants import rewrite
-from batch_platform_tests.faults.nursery import mark
+from batch_platform_tests.harness.nursery import mark
 from batch_platform_tests.harness.small_pipeline import small_spec
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")

@@ -34,10 +34,10 @@ from batch_platform_tests.faults.invariants import (
     rewrite,
 )
 from batch_platform_tests.faults.killed_writers import KilledWriters
-from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.stress import Storm
 from batch_platform_tests.faults.victim import Job
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.small_pipeline import write_small_project
 
 KEY = SCORED[3]

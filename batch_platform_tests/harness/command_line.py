@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -24,6 +26,7 @@ from batch_platform.cli import main, terminal
 from batch_platform.pipeline.shipped import DEMOS_VARIABLE
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.harness.dagster_project import forget_projects, pipeline_folder, write_dagster_project
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.small_pipeline import small_events
 from batch_platform_tests.harness.starting_points import made_once
 
@@ -115,14 +118,26 @@ def start_command(folder: Path, *args: str, **options: Any) -> "subprocess.Popen
     )
 
 
-def run_command(
-    folder: Path, *args: str, command: str = COMMAND, own: Mapping[str, str] | None = None, **variables: str
-) -> Answer:
-    """Call the command or another one in a process of its own, without a terminal; `own` are variables of the project."""
+def run_command(folder: Path, *args: str, own: Mapping[str, str] | None = None, **variables: str) -> Answer:
+    """Call the command in a process of its own, without a terminal; `own` are variables of the project.
+
+    The process is forked from one that has imported what the command needs; one of `run_program` begins with nothing.
+    """
+    with Nursery() as nursery, TemporaryDirectory() as answers:
+        outputs = [Path(answers, name) for name in ("out", "err")]
+        environment = clean_environment(**(own or {}), **variables)
+        task = {"folder": str(folder), "arguments": args, "environment": environment, "outputs": [*map(str, outputs)]}
+        code = nursery.fork(f"{__name__}.forked_command", **task).bury()
+        out, err = (output.read_text(encoding="utf-8") for output in outputs)
+        return Answer(code, out, without_signs_of_life(err))
+
+
+def run_program(folder: Path, *words: str, **variables: str) -> Answer:
+    """Run a program, such as COMMAND, with arguments in a process that begins with nothing, without a terminal."""
     done = subprocess.run(
-        [command, *args],
+        words,
         cwd=folder,
-        env=clean_environment(**(own or {}), **variables),
+        env=clean_environment(**variables),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -130,6 +145,20 @@ def run_command(
         check=False,
     )
     return Answer(done.returncode, done.stdout, without_signs_of_life(done.stderr))
+
+
+def forked_command(folder: str, arguments: list[str], environment: dict[str, str], outputs: list[str]) -> None:
+    """Call the command as the process of a nursery's child, and end with it."""
+    signal.alarm(HANGS_AFTER)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in enumerate([os.devnull, *outputs]):
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.argv = [COMMAND, *arguments]
+    main()
 
 
 def write_project(folder: Path, **overrides: Any) -> Path:

@@ -12,7 +12,7 @@ from batch_platform.kernels.forest.compiled import prove
 from batch_platform.models.bundle import write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform_tests.harness.command_line import run_command
+from batch_platform_tests.harness.command_line import COMMAND, run_program
 from batch_platform_tests.models.bundles import manifest, rows, written
 
 pytestmark = pytest.mark.full
@@ -71,6 +71,6 @@ def test_threads_of_a_command_wait_busily_only_for_a_moment_unless_the_user_says
         monkeypatch.delenv(name, raising=False)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
-    shown = run_command(fresh, "check", OMP_DISPLAY_ENV="VERBOSE")
+    shown = run_program(fresh, COMMAND, "check", OMP_DISPLAY_ENV="VERBOSE")
     assert shown.code == 0
     assert f"GOMP_SPINCOUNT = '{used}'" in shown.err

@@ -36,8 +36,8 @@ from batch_platform.warehouse.deletion import held_pipelines, read_erasures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.recovery import restore_from_published, verify
-from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.victim import Job
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.small_pipeline import carry_out, finished_pipeline, small_spec
 from batch_platform_tests.pipeline.customers import CUSTOMERS, customers, customers_of, declared, holding
 
@@ -258,6 +258,7 @@ def test_a_run_that_read_the_features_before_an_erasure_commits_and_leaves_nothi
     assert build.sha256 == pipeline.state().scores[partition.key].input_hash
 
 
+@pytest.mark.full
 def test_the_proof_of_an_erasure_outlives_its_pipeline_and_a_later_one_of_the_name_leaves_the_customer_out(tmp_path):
     pipeline = with_customers(tmp_path, "parquet")
     customer, _ = subject_of(pipeline)

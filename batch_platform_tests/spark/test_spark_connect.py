@@ -92,6 +92,7 @@ def test_a_server_of_spark_connect_scores_what_the_local_engine_scores_with_the_
     assert not list(pipeline.home.spark_logs.iterdir())
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("staged")
 def test_a_session_that_the_user_lends_or_has_begun_is_used_and_left_running(server, tmp_path):
     from pyspark.sql.connect.session import SparkSession
@@ -134,6 +135,7 @@ def test_without_staging_the_executors_use_the_home_and_the_modules_of_the_proje
         assert [row.answer for row in session.range(1).mapInArrow(answers, "answer long").collect()] == [42]
 
 
+@pytest.mark.full
 def test_what_a_running_server_does_not_let_a_session_set_is_named(server):
     declared = Spark(master=server, conf={"spark.executor.memory": "8g"})
     message = rf"small: {server} refuses engine\.spark\.conf, spark\.executor\.memory: "

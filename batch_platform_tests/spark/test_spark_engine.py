@@ -124,6 +124,7 @@ def test_a_task_that_runs_twice_at_a_time_gives_its_rows_once(pipeline, scoring,
     assert not list(pipeline.home.staging.iterdir())
 
 
+@pytest.mark.full
 def test_one_key_moves_a_pipeline_to_the_cluster_and_its_run_in_dagster_says_where_it_ran(spark, project, cli):
     declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
     query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"

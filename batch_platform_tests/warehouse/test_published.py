@@ -20,7 +20,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.deletion import leave_mark
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import MUCH_ROWS, SMALL_BYTES, open_published, publish
-from batch_platform_tests.faults.nursery import Nursery
+from batch_platform_tests.harness.nursery import Nursery
 from batch_platform_tests.harness.tiers import examples
 from batch_platform_tests.warehouse.commits import KEYS, held, shown, write
 

@@ -32,6 +32,8 @@ IMPORTED = (
     "sklearn.metrics",
     "batch_platform.features.lineage",
     "encodings.cp437",  # in which a bundle's archive names its files
+    "batch_platform.cli.running",
+    "batch_platform.cli.status",
     VICTIMS,
     STORM,
 )
@@ -89,7 +91,7 @@ class Nursery:
         if _idle and not self._before:
             self._process = _idle.pop()
         else:
-            command = [*self._before, sys.executable, "-m", "batch_platform_tests.faults.nursery"]
+            command = [*self._before, sys.executable, "-m", "batch_platform_tests.harness.nursery"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.heard(self._process.pid)
         return self
