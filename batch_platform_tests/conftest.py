@@ -3,7 +3,8 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from xdist.scheduler import LoadFileScheduling
 from batch_platform.declaration import redaction
 from batch_platform.declaration.engine import Spark
 from batch_platform.kernels.native_threads import let_waiting_threads_sleep
-from batch_platform.spark.session import spark_session
+from batch_platform.spark.session import is_stopped, spark_session
 from batch_platform_tests.harness.processor_time import ProcessorTime, loop_seconds
 from batch_platform_tests.harness.tiers import PROFILES, UNIT
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from batch_platform_tests.harness.spark_cluster import SparkCluster
 
 # Before Dagster: to name SciPy's functions, skops searches all modules imported before them, which takes 2 s of CPU.
@@ -117,7 +120,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkCluster"
 
 
 @pytest.fixture(scope="session")
-def spark(cluster: "SparkCluster") -> Iterator["SparkCluster"]:
-    """The cluster with a session of this process, which would otherwise be started for each user."""
-    with spark_session(Spark.model_validate(cluster.declared()["spark"]), "tests"):
-        yield cluster
+def held_session(cluster: "SparkCluster") -> Iterator[Callable[[], None]]:
+    """Hold a session on the cluster open, which would otherwise be started for each user; called again, start one where a test ended it."""
+    with ExitStack() as sessions:
+        held: list[SparkSession] = []
+
+        def hold() -> None:
+            if not held or is_stopped(held[-1]):
+                declared = Spark.model_validate(cluster.declared()["spark"])
+                held.append(sessions.enter_context(spark_session(declared, "tests")))
+
+        yield hold
+
+
+@pytest.fixture
+def spark(cluster: "SparkCluster", held_session: Callable[[], None]) -> "SparkCluster":
+    """The cluster with a session of this process."""
+    held_session()
+    return cluster

@@ -9,24 +9,18 @@ from _pytest.mark import ParameterSet
 
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.cases import CASES, ELSEWHERE
-from batch_platform_tests.bad_input.fed import is_refused
 from batch_platform_tests.harness.checkout import defines
 
 PAGE = Path("batch_platform/guide/faults.md")
 
 
 def parameters() -> list[ParameterSet]:
-    """All cases; of those of a number that differ only in what a function is given, the everyday tier has the first.
-
-    It has every refusal: what is fed and the message differ.
-    """
+    """All cases; of those of a number that differ only in what a function is given, the everyday tier has the first."""
     known = set[tuple[str, Case]]()
     marked: list[ParameterSet] = []
     for name, case in CASES.items():
         kind = (name.split()[0], case.func if isinstance(case, partial) else case)
-        marked.append(
-            pytest.param(case, id=name, marks=[pytest.mark.full] * (kind in known and kind[1] is not is_refused))
-        )
+        marked.append(pytest.param(case, id=name, marks=[pytest.mark.full] * (kind in known)))
         known.add(kind)
     return marked
 

@@ -53,6 +53,7 @@ def in_project(project, monkeypatch):
     return project
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("in_project")
 def test_the_examples_of_the_docstrings_run_in_the_order_of_the_module():
     public = {name: getattr(batch_platform, name) for name in batch_platform.__all__}

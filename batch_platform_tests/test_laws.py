@@ -79,7 +79,7 @@ from batch_platform_tests.proposal.proposals import pipeline_of, proposed
 MARKS = ("run_id", "scored_at", "model_version")  # columns that say which run scored a row, not what it predicts
 
 
-in_each_store = pytest.mark.parametrize("store", [DUCKDB, PARQUET])
+in_each_store = pytest.mark.parametrize("store", [DUCKDB, pytest.param(PARQUET, marks=pytest.mark.full)])
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import polars as pl
+import pytest
 import yaml
 
 from batch_platform_tests.harness.dagster_project import pipeline_folder, write_defs_yaml
@@ -16,6 +17,7 @@ def declare(project: Path) -> Path:
     return pipeline_folder(project) / "out/late"
 
 
+@pytest.mark.full
 def test_run_delivers_what_is_scored_already_and_retries_what_a_receiver_refused(project, cli):
     folder = declare(project)
     folder.parent.mkdir()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 import duckdb
+import pytest
 
 from batch_platform.cli.project import find_project
 from batch_platform.warehouse.home import Home
@@ -74,6 +75,7 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
     assert key in known_to_dagster(project, "performance")
 
 
+@pytest.mark.full
 def test_other_partitions_are_scored_only_once_the_former_ones_are_dropped(cli, project):
     yaml = project / "shop" / "defs" / "small" / "defs.yaml"
     days, counted = yaml.read_text(), "SELECT count(*), count(DISTINCT id) FROM small.predictions"

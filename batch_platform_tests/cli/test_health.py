@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import pytest
 from dagster._daemon.types import DaemonHeartbeat
 
 from batch_platform.cli.health import DAEMON_LIMIT
@@ -76,6 +77,7 @@ def test_a_daemon_that_reports_no_longer_is_a_problem(project, cli):
     assert (late.code, late.error.startswith("Dagster's daemon last reported about 10 min ago; ")) == (1, True)
 
 
+@pytest.mark.full
 def test_what_is_overdue_is_said_and_restarts_nothing(fresh, cli):
     assert cli(fresh, "run", "small", "--to", "2024-02-27").code == 0
     answer = cli(fresh, "health")

@@ -32,6 +32,7 @@ def test_what_a_run_says_is_lines_of_json(project, cli, monkeypatch):
     assert error["message"] == "There is no pipeline 'smal'; there is only small. Hint: did you mean 'small'?"
 
 
+@pytest.mark.unit
 def test_pythons_logging_and_warnings_are_lines_too_without_secrets(monkeypatch, capfd):
     monkeypatch.setenv(LOG_VARIABLE, "json")
     monkeypatch.setenv("CRM_PASSWORD", "not for anybody")

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import yaml
 
 from batch_platform_tests.harness.command_line import published
@@ -29,6 +30,7 @@ def test_a_pipeline_of_another_name_starts_anew_and_the_old_one_is_listed_by_gc_
     assert cli(project, "gc").out == "Nothing to remove.\n"
 
 
+@pytest.mark.full
 def test_the_rows_of_a_key_with_another_name_are_scored_again_and_say_the_same(cli, project):
     query, folder = "SELECT id, {}, partition_key FROM small.predictions ORDER BY ALL", pipeline_folder(project)
     before = published(project, query.format("shop"))

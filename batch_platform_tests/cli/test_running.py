@@ -151,6 +151,7 @@ def break_sql(project: Path, *ids: int) -> None:
     sql.write_text(sql.read_text().replace("items", broken), encoding="utf-8")
 
 
+@pytest.mark.full
 def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(cli, fresh):
     break_sql(fresh, 100, 1300)  # of 3 January, in the training window, and of 2 February
     asked = ("run", "small", "--from", "2024-02-01", "--to", "2024-02-03")
@@ -209,6 +210,7 @@ def test_the_end_of_the_input_at_a_prompt_ends_the_command_as_an_interruption_do
     assert DAY in {key for key, *_ in published(project, SCORED)}
 
 
+@pytest.mark.full
 def test_terminal_shows_bars_and_no_lines(project):
     leader, follower = pty.openpty()
     process = subprocess.Popen(

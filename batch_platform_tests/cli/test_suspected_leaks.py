@@ -3,6 +3,7 @@
 import json
 
 import polars as pl
+import pytest
 
 from batch_platform.features.row_checks import made_from_outcomes
 from batch_platform_tests.harness.command_line import LABELS_SQL, OVERRIDES, published, write_project
@@ -21,6 +22,7 @@ MADE = "attention is made from the outcome events.calls (features.sql, line 1)"
 NULL = "handled_by is null exactly where the label is (48 rows) (features.sql, line 1)"
 
 
+@pytest.mark.full
 def test_a_version_that_may_know_the_outcome_waits_and_every_command_says_why(cli, tmp_path):
     overrides = {**OVERRIDES, "labels": LABELS, "features": {**OVERRIDES["features"], "max_rejected": "10%"}}
     project = write_project(tmp_path / "project", **{**overrides, "events": EVENTS, "features_sql": FEATURES})

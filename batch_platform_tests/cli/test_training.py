@@ -50,6 +50,7 @@ def test_a_changed_parameter_is_told_by_status_and_trained_by_the_next_run(cli, 
     assert "in the declaration" not in cli(project, "status").out
 
 
+@pytest.mark.full
 def test_a_change_whose_model_is_refused_is_not_trained_again_and_status_says_why(cli, project):
     (before,) = versions(project)
     redeclare(project, params=WORSE, promote={"metric": "log_loss", "tolerance": 0})

@@ -94,6 +94,7 @@ def test_a_failed_backfill_is_one_message_that_names_what_is_left_undone(deploye
     assert message["message"].endswith(f"See: http://127.0.0.1:3000/runs/{run.run_id}")
 
 
+@pytest.mark.full
 def test_a_pipeline_that_is_late_is_announced_once_per_missed_deadline(tmp_path, monkeypatch):
     deployed = deploy_trained(tmp_path, monkeypatch, monitoring={"fresh_by": "07:00", "notify": ["json://127.0.0.1/"]})
     looked = Looked()

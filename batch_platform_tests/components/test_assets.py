@@ -203,6 +203,7 @@ def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_
 PARTITIONED = ("features", "predictions", "performance")
 
 
+@pytest.mark.full
 def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path, monkeypatch):
     assert trained.run("features", "predictions", first="2024-02-01").success
     flatten = arrays.flatten

@@ -4,6 +4,7 @@ from threading import Event, Thread
 
 import dagster as dg
 import polars as pl
+import pytest
 
 from batch_platform.components.jobs import announcing
 from batch_platform.components.wiring import stamp_of
@@ -54,6 +55,7 @@ def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_not
     assert keys(deployment, "model", retrained.run_id) == ["2024-02-01"]
 
 
+@pytest.mark.full
 def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_and_the_asset_do(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"promote": "manual"}, partitions={"start": "2024-01-17"})
     result = bring(deployment, "2024-02-01", "2024-02-02")
@@ -76,6 +78,7 @@ def test_a_run_that_scores_nothing_since_its_model_waits_fails_as_the_command_an
     assert sorted(deployment.pipeline.state().scores) == ["2024-02-01", "2024-02-02"]
 
 
+@pytest.mark.full
 def test_what_fails_alone_fails_the_run_once_the_rest_is_done_and_is_done_by_executing_it_again(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch)
     source, events = deployment.pipeline.folder / "events.parquet", small_events()

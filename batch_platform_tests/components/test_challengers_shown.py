@@ -109,6 +109,7 @@ def by_challenger(cli: InProcess, project: Path) -> dict[str | None, dict[str, A
     return {version["challenger"]: version for version in cli(project, "models", "small", "list", "--json").json}
 
 
+@pytest.mark.full
 def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, project):
     (status,) = cli(project, "status", "small", "--json").json
     listed = by_challenger(cli, project)

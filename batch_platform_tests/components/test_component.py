@@ -471,6 +471,7 @@ def test_every_example_can_be_given():
     assert wrong == []
 
 
+@pytest.mark.full
 def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_there(tmp_path, monkeypatch):
     folder = write_dagster_project(tmp_path / "project")
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))

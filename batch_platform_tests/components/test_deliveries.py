@@ -5,6 +5,7 @@ from typing import Any
 
 import duckdb
 import polars as pl
+import pytest
 
 from batch_platform.components.jobs import MAKES, job_name
 from batch_platform.warehouse.published import open_published
@@ -65,6 +66,7 @@ def test_the_job_that_scores_delivers_what_it_committed_and_the_next_run_deliver
     assert deployment.pipeline.state().deliveries == before
 
 
+@pytest.mark.full
 def test_a_partition_that_is_scored_again_is_delivered_again_and_one_copy_is_there(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch, **delivering({"parquet": "out/late", "name": "late"}))
     assert bring(deployment, DAYS[0], DAYS[-1]).success
@@ -105,6 +107,7 @@ def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path, monkeypatch):
     assert failure.hint == "did you mean 'score'?"
 
 
+@pytest.mark.full
 def test_a_tick_of_the_schedule_ends_in_deliveries_and_later_ones_deliver_only_what_is_left(tmp_path, monkeypatch):
     deployment = deploy_trained(
         tmp_path,

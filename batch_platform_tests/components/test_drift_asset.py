@@ -63,6 +63,7 @@ def test_the_step_that_scores_makes_the_drift_of_each_partition(deployment):
     assert last.tags[version] == told.tags[version], "the predictions of the same step, not those before it"
 
 
+@pytest.mark.full
 def test_a_run_that_scores_nothing_gives_no_verdict_and_the_last_one_stands(deployment):
     assert bring(deployment, BROKEN, BROKEN).success
     source, fifth = deployment.pipeline.folder / "events.parquet", at("2024-02-05T00:00")
@@ -81,6 +82,7 @@ def test_a_run_that_scores_nothing_gives_no_verdict_and_the_last_one_stands(depl
     assert (newest.run_id != failed.run_id, newest.event.asset_check_evaluation.passed) == (True, False)
 
 
+@pytest.mark.full
 def test_the_drift_and_its_check_are_told_again_from_what_is_recorded(deployment):
     assert deployment.run("features", "predictions", first="2024-02-02", last=BROKEN).success
     seqs = {key: run.seq for key, run in deployment.pipeline.state().scores.items()}

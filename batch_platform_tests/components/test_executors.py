@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from dagster._core.test_utils import create_run_for_test as create_run
 
 from batch_platform.components.processes import PROCESS_TAG, close_dead_runs
@@ -40,6 +41,7 @@ def own_job(folder: str, name: str) -> dg.JobDefinition:
     return dg.load_from_defs_folder(path_within_project=Path(folder)).resolve_job_def(name)
 
 
+@pytest.mark.full
 def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_says_so(project, monkeypatch):
     write_defs_yaml(project, small_declaration(dagster={"executor": "project"}))
     (project / PACKAGE / "defs" / "own.py").write_text(OWN)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from batch_platform_tests.components.stores import LAST, score_ten_days
 from batch_platform_tests.harness.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.harness.deployment import deploy_after
@@ -38,6 +40,7 @@ print(json.dumps([predictions.collect().height, states]))
 """
 
 
+@pytest.mark.full
 def test_loading_a_pipeline_and_its_predictions_changes_no_variable_signal_or_log_level(tmp_path, monkeypatch):
     home = deploy_after(
         score_ten_days, tmp_path / "scored", monkeypatch, name="ten days scored", trained=True

@@ -101,6 +101,7 @@ def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
     assert declared.description == "No score of small is above 0.1."
 
 
+@pytest.mark.full
 def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(MEASURES, "score_range", ScoreRange())
     deployment = deploy_trained(tmp_path, monkeypatch, challengers=[CHALLENGER])

@@ -110,6 +110,7 @@ def test_f57_nothing_is_removed_of_a_run_with_a_step_of_the_users(trained):
     assert {run.run_id for run in theirs} <= {run.run_id for run in trained.instance.get_runs()}
 
 
+@pytest.mark.full
 def test_the_index_of_events_shrinks_unless_a_run_is_in_progress(trained):
     for _ in range(2):
         assert trained.run(*ASSETS, first=FIRST, last="2024-02-20", config={"features": {"force": True}}).success

@@ -53,6 +53,7 @@ def deployment(tmp_path, monkeypatch) -> Deployment:
     return deployed
 
 
+@pytest.mark.full
 def test_a_day_that_arrives_goes_through_to_the_report_and_then_nothing_is_requested(deployment):
     raw = dg.Definitions(assets=[dg.AssetSpec(RAW, partitions_def=deployment.wiring.partitions)])
     definitions = dg.Definitions.merge(deployment.definitions, raw)

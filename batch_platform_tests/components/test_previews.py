@@ -40,7 +40,7 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, duty: str) -> Depl
     return deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 6}}) if duty == "train" else trained
 
 
-@pytest.mark.parametrize("duty", ["score", "train", "evaluate"])
+@pytest.mark.parametrize("duty", ["score", *(pytest.param(it, marks=pytest.mark.full) for it in ("train", "evaluate"))])
 def test_what_a_preview_shows_is_launched_from_it_and_is_what_a_tick_requests(tmp_path, monkeypatch, duty):
     deployment = deployed(tmp_path, monkeypatch, duty)
     with workspace(deployment) as pipeline:

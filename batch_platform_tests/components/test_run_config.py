@@ -49,6 +49,7 @@ def test_until_is_refused_where_each_period_has_its_own_model(tmp_path, monkeypa
         trained.run("model", first="2024-02-01", config={"model": {"until": "2024-02-10"}})
 
 
+@pytest.mark.full
 def test_a_run_over_a_range_shows_which(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch)
 

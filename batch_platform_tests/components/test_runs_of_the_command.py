@@ -1,6 +1,7 @@
 """Runs of `batch-platform run` as the rest of Dagster sees them: the timeline, the jobs, *Re-execute*, and sensors."""
 
 import dagster as dg
+import pytest
 
 from batch_platform_tests.harness.dagster_project import PACKAGE
 from batch_platform_tests.harness.served import RETRY, RUNS_OF_LOCATION
@@ -28,6 +29,7 @@ query ($selector: PipelineSelector!) {pipelineOrError(params: $selector) {... on
 }}}"""
 
 
+@pytest.mark.full
 def test_a_run_belongs_to_its_location_and_job_is_executed_again_and_heard_of_by_sensors(project, cli, monkeypatch):
     (project / PACKAGE / "defs" / "alert.py").write_text(SENSOR)
     assert cli(project, "run", "small", "--partition", "2024-02-02", "--force").code == 0

@@ -149,6 +149,7 @@ def test_an_asset_of_the_io_manager_is_read_as_it_was_last_materialized(fresh, m
         assert pipeline.state().features[second.key].rows == 39
 
 
+@pytest.mark.full
 def test_a_partition_of_an_asset_that_was_never_materialized_is_missing_and_not_empty(fresh, monkeypatch):
     file, folder = fresh / "orders.parquet", pipeline_folder(fresh)
     small_events().write_parquet(file)
@@ -173,6 +174,7 @@ def test_a_partition_of_an_asset_that_was_never_materialized_is_missing_and_not_
         assert pipeline.state().features[lacking].rows == 40
 
 
+@pytest.mark.full
 def test_labels_of_a_partition_that_was_never_materialized_are_missing_and_not_none(fresh, monkeypatch):
     file, labels = fresh / "orders.parquet", {"asset": "raw/orders", "parquet": None}
     small_events().write_parquet(file)

@@ -66,6 +66,7 @@ def test_an_entry_point_that_cannot_be_used_is_an_error_that_names_its_distribut
             [*SINKS.values()]
 
 
+@pytest.mark.full
 def test_an_import_of_the_package_looks_for_no_distribution():
     code = "import batch_platform.cli.app, batch_platform.components, batch_platform.pipeline.pipeline, batch_platform.reports.report, batch_platform.declaration.extensions as e; assert e._entry_points.cache_info().misses == 0"
     subprocess.run([sys.executable, "-c", code], check=True)

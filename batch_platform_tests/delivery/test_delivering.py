@@ -93,7 +93,7 @@ def main() -> None:
     deliver_keys(Pipeline(small_spec(predictions=to(kind)), folder / "project", Home(folder / "home")), KEYS[0])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "sql"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("sql", marks=pytest.mark.full)])
 def test_killed_between_the_commit_of_the_receiver_and_our_record_the_next_run_leaves_one_copy(kind, tmp_path, request):
     if kind == "sql":
         request.getfixturevalue("postgresql")

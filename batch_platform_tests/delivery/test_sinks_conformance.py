@@ -41,7 +41,10 @@ TYPES = {
 }  # fmt: skip
 
 HOUR = "2026-01-01-05:00"  # a key with a character that an address must quote
-QUICKLY_KILLED = ("csv", "parquet", "delta", "delta in a store", "SQLite")  # of the everyday tier
+QUICK = ("csv", "delta", "SQLite")  # of the everyday tier, where a fault befalls a receiver
+of_quick_receivers = pytest.mark.parametrize(
+    "kind", [pytest.param(it, marks=() if it in QUICK else FULL) for it in RECEIVERS], indirect=True
+)
 
 
 @pytest.fixture(params=RECEIVERS)
@@ -105,11 +108,7 @@ def test_a_receiver_that_has_fewer_rows_than_were_sent_holds_what_it_held(kind, 
     assert shown(delivered(tmp_path, kind)) == holds(NEW)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(it, marks=[FULL] * (it in ("parquet in a store", "delta in a store"))) for it in RECEIVERS],
-    indirect=True,
-)
+@of_quick_receivers
 def test_eight_partitions_may_be_delivered_at_once(kind, tmp_path):
     keys = [f"2026-01-0{day}" for day in range(1, 9)]
     for rows in (OLD, NEW):
@@ -126,6 +125,7 @@ def left_over(folder: Path, kind: str) -> list[str]:
     return [path.name for path in beside if path not in (place, place.with_name(f"{place.name}-journal"))]
 
 
+@of_quick_receivers
 def test_a_receiver_that_refuses_holds_what_it_held_and_the_error_names_it(kind, tmp_path):
     target = target_of(tmp_path, kind)
     deliver(target, NEW.select("x"))
@@ -139,9 +139,7 @@ def test_a_receiver_that_refuses_holds_what_it_held_and_the_error_names_it(kind,
     assert not left_over(tmp_path, kind)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(it, marks=() if it in QUICKLY_KILLED else FULL) for it in RECEIVERS], indirect=True
-)
+@of_quick_receivers
 def test_a_process_that_is_killed_half_way_leaves_the_former_rows_and_the_next_delivery_leaves_nothing_of_it(
     kind, tmp_path
 ):

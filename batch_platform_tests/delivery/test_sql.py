@@ -96,6 +96,7 @@ def test_a_wrong_password_or_server_is_told_without_it(tmp_path, server):
             assert secret not in repr(failed.value)
 
 
+@pytest.mark.full
 def test_a_server_that_is_killed_in_the_middle_holds_what_it_held_and_gets_the_rows_by_the_next_run(
     tmp_path, postgresql
 ):

@@ -21,7 +21,7 @@ def test_an_object_is_sent_at_once_under_its_final_name_and_nothing_else_is_writ
     assert not [path for path in (tmp_path / "home/staging").iterdir() if path.is_dir()]
 
 
-@pytest.mark.parametrize("receiver", ["parquet in a store", "delta in a store"])
+@pytest.mark.parametrize("receiver", ["parquet in a store", pytest.param("delta in a store", marks=pytest.mark.full)])
 def test_a_store_that_refuses_or_died_is_named_without_its_secret_and_gets_the_rows_by_the_next_run(
     receiver, own_store, tmp_path
 ):

@@ -414,7 +414,7 @@ def damaged_predictions(folder: Path) -> None:
     intact, times, choice = path.read_bytes(), path.stat(), random.Random(40)
     with open_published(pipeline.home) as con:
         scored = read_latest(con, ScoreRun, "small")
-    for number in range(40):
+    for number in range(12):
         path.write_bytes(flipped(intact, choice.randrange(len(intact))))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         leaving = [lambda: export(pipeline, folder / "scores.csv"), lambda: write_report(pipeline, NOW)]

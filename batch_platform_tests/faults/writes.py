@@ -255,15 +255,15 @@ def eight_partitions_by_eight_processes(folder: Path) -> None:
         reader = Reader(pipeline.home, {key: {content} for key, content in contents(before).items()})
         stack.enter_context(reader)
         writers = [
-            nursery.fork("write_often", **task_arguments(pipeline, [key], f"writer-{key}"), times=5)
+            nursery.fork("write_often", **task_arguments(pipeline, [key], f"writer-{key}"), times=3)
             for key in SCORED[:8]
         ]
         assert [writer.bury() for writer in writers] == [0] * 8
     after = held(pipeline)
-    assert {key: after[key].run_id for key in SCORED[:8]} == {key: f"writer-{key}-4" for key in SCORED[:8]}
+    assert {key: after[key].run_id for key in SCORED[:8]} == {key: f"writer-{key}-2" for key in SCORED[:8]}
     with pipeline.warehouse.open() as con:
         commits = con.execute("SELECT count(*) FROM batch_platform.score_runs WHERE run_id LIKE 'writer-%'").fetchall()
-    assert commits == [(8 * 5,)], "no commit was lost"
+    assert commits == [(8 * 3,)], "no commit was lost"
     assert_survived(pipeline, before, SCORED)
 
 

@@ -99,6 +99,7 @@ def orders(*rows: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame([{"id": at} | usual | row for at, row in enumerate(rows)], schema_overrides=schema)
 
 
+@pytest.mark.unit
 def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(project):
     small = project()
     file = small.write("2024-01-02")
@@ -155,6 +156,7 @@ def test_a_full_disk_is_reported_and_the_old_file_stays(project, sql):
     assert small.write("2024-01-02").rows == pl.scan_parquet(path).select(pl.len()).collect().item()
 
 
+@pytest.mark.unit
 def test_the_unfinished_file_of_a_killed_process_is_removed_and_that_of_a_live_process_stays(project):
     small = project()
     small.folder.mkdir()
@@ -182,6 +184,7 @@ def test_a_window_holds_its_start_and_not_its_end(project, ts, key):
         small.write(wrong_key)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("extra", [[], ["shop"]])
 def test_keys_that_occur_twice_are_named(project, extra):
     events = orders({"id": 1}, {"id": 1}, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3})
@@ -190,6 +193,7 @@ def test_keys_that_occur_twice_are_named(project, extra):
     assert f"keys occur more than once in the features: {', '.join(named)}." in message
 
 
+@pytest.mark.unit
 def test_a_key_that_occurs_twice_where_clocks_are_set_forward_says_so(project):
     partitions = {"every": "day", "start": "2024-03-30", "end": "2024-04-02", "timezone": "Europe/Berlin"}
     sql = "SELECT ts, id FROM (VALUES (TIMESTAMPTZ '2024-03-31 01:00:00+00')) AS t(ts), (VALUES (1), (2)) AS r(id)"
@@ -205,6 +209,7 @@ def test_a_key_that_occurs_twice_is_found_across_the_border_of_two_batches(proje
     assert project(sql=f"SELECT i AS id, $partition_start AS ts FROM range({n}) t(i)").write().rows == n
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("time", "inside", "outside"),
     [
@@ -249,6 +254,7 @@ def test_a_time_without_a_zone_in_an_hour_that_clocks_repeat_is_the_second_of_th
     assert [small.labels(key)["id"].to_list() for key in keys] == ids
 
 
+@pytest.mark.unit
 def test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_of_the_partition(project):
     events = orders({}, {}, {"ts": NOON + timedelta(days=1)}).with_columns(
         pl.col("ts").dt.convert_time_zone(BERLIN.key).dt.replace_time_zone(None).dt.cast_time_unit("ns")
@@ -262,6 +268,7 @@ def test_a_time_in_nanoseconds_as_pandas_writes_it_is_compared_with_the_bounds_o
 INSIDE = "ts >= $partition_start AND ts < $partition_end"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("sql", "error", "problem"),
     [
@@ -287,6 +294,7 @@ def test_sql_that_gives_no_features_is_refused_also_in_a_partition_without_rows(
     assert "\n" not in message
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["'; DROP TABLE events; --", 'größe "hi"', "SELECT", "a.b"])
 def test_keys_and_columns_may_have_any_name(project, name):
     sql = f"SELECT id AS {quoted(name)}, ts, amount AS {quoted(name + '2')} FROM events"
@@ -296,6 +304,7 @@ def test_keys_and_columns_may_have_any_name(project, name):
     assert [*file.columns] == [name, "ts", f"{name}2"]
 
 
+@pytest.mark.unit
 def test_a_polars_function_makes_the_features(project, function):
     python = function(
         "def make(events, partition):\n"
@@ -311,6 +320,7 @@ def test_a_polars_function_makes_the_features(project, function):
     assert small.builder.query is None
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("code", "error", "problem"),
     [
@@ -325,6 +335,7 @@ def test_a_function_that_returns_no_features_is_refused(project, function, code,
         project(features=function(code)).write()
 
 
+@pytest.mark.unit
 def test_labels_are_the_keys_and_the_label_without_nulls(project):
     events = orders({"returned": True}, {"returned": None}, {"returned": False})
     labels = project(events, labels_sql="SELECT amount, returned, id FROM events ORDER BY id DESC").labels()
@@ -336,6 +347,7 @@ def code_version(project: Project, **spec: Any) -> str:
     return project(**spec).builder.code_version
 
 
+@pytest.mark.unit
 def test_sql_in_the_declaration_gives_what_it_gives_in_a_file(project):
     def made(**declared: Any) -> tuple[str, list[tuple[Any, ...]], str]:
         built = project(**declared)
@@ -345,6 +357,7 @@ def test_sql_in_the_declaration_gives_what_it_gives_in_a_file(project):
     assert made(**in_keys) == made(labels_sql=LABELS_SQL)
 
 
+@pytest.mark.unit
 def test_an_error_of_sql_in_the_declaration_names_the_key_and_the_line(project):
     refused = project(features={"sql": "SELECT id, ts,\n amout\nFROM events"}).refusal(SourceError)
     assert "the SQL of the key features.sql:2 fails" in refused
@@ -352,6 +365,7 @@ def test_an_error_of_sql_in_the_declaration_names_the_key_and_the_line(project):
         _ = project(labels={"sql": "SELECT 1; SELECT 2"}).builder.labels_query
 
 
+@pytest.mark.unit
 def test_the_code_version_does_not_change_with_what_cannot(project):
     version = code_version(project)
     assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version
@@ -362,6 +376,7 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
     assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
 
 
+@pytest.mark.unit
 def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project):
     told = "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 different rows."
     yesterday = {"id": 7, "ts": NOON - timedelta(days=1)}  # concerns another partition
@@ -369,6 +384,7 @@ def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project):
     assert f"keys occur more than once in the features: id=1, id=3. Source 'events' {told}" in project(events).refusal()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("path", "days_earlier", "told"),
     [

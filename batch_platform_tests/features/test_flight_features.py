@@ -77,6 +77,7 @@ def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables, features_
     assert as_bytes(features(without, day)) != as_bytes(features_of(day))
 
 
+@pytest.mark.unit
 def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Tables) -> None:
     # This is what `labels: {delay: 1 day}` in defs.yaml promises.
     local = tables["flights"].select(

@@ -13,7 +13,7 @@ STAMP = Stamp("run", datetime(2024, 3, 2, tzinfo=UTC))
 KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
 
 
-@pytest.mark.parametrize(("most_bytes", "reads"), [(1 << 20, 20), (0, 30)])
+@pytest.mark.parametrize(("most_bytes", "reads"), [pytest.param(1 << 20, 20, marks=pytest.mark.full), (0, 30)])
 def test_trainings_in_a_row_read_each_feature_file_once_if_memory_allows_and_get_the_same_rows(
     tmp_path, monkeypatch, most_bytes, reads
 ):

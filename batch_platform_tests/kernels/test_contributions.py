@@ -112,6 +112,7 @@ def test_contributions_equal_those_of_lightgbm(classes: int, categories: int):
         np.testing.assert_allclose(by_tree.base, own[:, output, -1], rtol=0, atol=EXACT)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["histogram", "random forest"])
 def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     shape = Shape(seed=9, rows=900, columns=12, trees=8, leaves=200, depth=12, missing=0.1)
@@ -123,12 +124,14 @@ def test_a_row_has_the_same_contributions_in_every_batch(name: str):
     assert by_tree.of(rows[:0]).shape == (0, 12)
 
 
+@pytest.mark.unit
 def test_trees_without_covers_have_no_contributions():
     of = learned("histogram, classes", SHAPES[0]).parts().ensemble
     with pytest.raises(NotCompilableError, match="how many training rows"):
         explained(replace(of, trees=[replace(tree, cover=np.zeros_like(tree.cover)) for tree in of.trees]), 0)
 
 
+@pytest.mark.unit
 def test_the_largest_contributions_come_first_and_of_equal_ones_the_first_column():
     rows = np.array([[1.0, -3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0], [-1.0, 1.0, 5.0, -5.0]])
     assert largest(rows, 3).tolist() == [[1, 3, 2], [0, 1, 2], [2, 3, 0]]

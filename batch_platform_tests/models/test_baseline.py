@@ -64,6 +64,7 @@ def verdict(training: TrainingData, estimator: str = RIDGE, **promote):
     return pass_gate(gate, FEATURES, model, training, None, opens, learned_from=learned_from)
 
 
+@pytest.mark.unit
 def test_a_worthless_regression_is_refused_against_the_mean_of_its_season_learned_from_the_fitted_rows():
     training = data(label=on_weekdays)
     model = fitted(training, metric="mae")
@@ -80,6 +81,7 @@ def test_a_worthless_regression_is_refused_against_the_mean_of_its_season_learne
     assert 0 < difference["low"] < difference["high"]
 
 
+@pytest.mark.unit
 def test_a_gate_without_a_baseline_approves_it_and_a_manual_gate_lets_a_person_decide():
     training = data(label=on_weekdays)
     assert verdict(training, baseline=False).action == "approved"
@@ -89,6 +91,7 @@ def test_a_gate_without_a_baseline_approves_it_and_a_manual_gate_lets_a_person_d
     assert waiting.reason.endswith("); waits for promotion")
 
 
+@pytest.mark.unit
 def test_a_classification_is_held_against_the_shares_of_the_classes_by_season():
     training = data(label=in_the_evening)
     model = fitted(training, LOGISTIC)

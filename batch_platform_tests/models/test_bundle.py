@@ -73,6 +73,7 @@ class Canary(BaseEstimator):
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.unit
 def test_a_pickle_in_place_of_the_model_is_refused_and_never_run(tmp_path):
     _, folder, _ = written(tmp_path)
     canary = tmp_path / "canary"
@@ -82,6 +83,7 @@ def test_a_pickle_in_place_of_the_model_is_refused_and_never_run(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.unit
 def test_a_file_that_asks_for_a_foreign_type_is_refused_and_never_built(tmp_path):
     _, folder, _ = written(tmp_path)
     canary = tmp_path / "canary"
@@ -101,6 +103,7 @@ class Homemade(BaseEstimator):
     """An estimator that skops does not trust."""
 
 
+@pytest.mark.unit
 def test_an_estimator_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(TrainingRefusedError, match="Homemade"):
         write_bundle(manifest(), Homemade(), tmp_path, tmp_path / "models", ReferenceProfile(()))
@@ -117,6 +120,7 @@ BALANCED = {
 }  # a record of the former format
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -133,6 +137,7 @@ def test_a_bundle_that_another_version_wrote_is_refused(tmp_path, changes, messa
         open_bundle(folder, sha256)
 
 
+@pytest.mark.unit
 def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
     _, folder, sha256 = written(tmp_path)
     matrix, _ = rows()
@@ -142,6 +147,7 @@ def test_a_bundle_of_the_former_format_scores_as_it_did(tmp_path):
     assert former.predictor.predict(matrix).tobytes() == now.tobytes()
 
 
+@pytest.mark.unit
 def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
     _, folder, sha256 = written(tmp_path, compiled=Compilation("leaf masks of 32 bits", trees=1, rows=9, reason=None))
     flatten = arrays.flatten
@@ -160,6 +166,7 @@ def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp
     assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
 
 
+@pytest.mark.unit
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
     _, folder, _ = written(tmp_path)
     outside = tmp_path / "outside"

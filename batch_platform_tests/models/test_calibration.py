@@ -110,6 +110,7 @@ def test_calibrated_probabilities_are_those_of_scikit_learn_to_the_last_bit(esti
     np.testing.assert_allclose(fitted.scorer.predict(matrix), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.unit
 def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_applied():
     smooth = TrainingData(rows(1_500, 2, 1), rows(1_200, 2, 2), "label").divided()
     fine = fit(Model(estimator=LINEAR), FEATURES, smooth, {}, declared=declared("isotonic"))
@@ -123,6 +124,7 @@ def test_a_calibration_that_makes_it_worse_beyond_chance_is_reported_and_not_app
     assert facts["brier_after"] > facts["brier_before"] == fine.metrics["brier"]
 
 
+@pytest.mark.unit
 def test_a_calibration_that_is_more_reliable_is_applied_although_it_ranks_less_finely():
     before, after = np.linspace(0.301, 0.499, 2_000), np.full(2_000, 0.5)  # too low, but it ranks
     truth = np.random.default_rng(1).random(2_000) < np.where(np.arange(2_000) < 1_000, 0.2, 0.8)
@@ -145,6 +147,7 @@ def test_a_calibration_of_a_forest_makes_its_probabilities_come_true():
     assert facts["brier_after"] == fitted.metrics["brier"], "it is measured where the gate measures"
 
 
+@pytest.mark.unit
 def test_a_class_with_few_rows_in_the_first_half_leaves_the_model_uncalibrated_with_a_remark():
     few = data(2)
     first = few.unseen.with_columns(label=pl.int_range(pl.len()) < 9)
@@ -199,6 +202,7 @@ def test_a_calibration_of_a_fit_that_learned_far_less_than_the_one_that_serves_i
     assert np.mean((raw[:, 1] - truth) ** 2) < np.mean((worse[:, 1] - truth) ** 2)
 
 
+@pytest.mark.unit
 def test_a_row_of_which_no_class_is_probable_gets_equal_shares():
     calibrators = [{"scores": np.array([0.0, 1.0]), "probabilities": np.array([0.0, top])} for top in (1.0, 0.5, 0.0)]
     learned = {"method": "isotonic", "decides": False, "single": False, "calibrators": calibrators}
@@ -265,6 +269,7 @@ def test_a_challenger_without_calibration_is_judged_by_the_rows_that_judge_a_cal
     assert of_challenger.refinements == {}
 
 
+@pytest.mark.unit
 def test_a_calibration_of_anything_but_a_classifier_is_refused_with_its_key(tmp_path):
     ridge = "sklearn.linear_model.Ridge"
     with pytest.raises(WrongUseError, match=r"model\.calibrate: isotonic is for .* and this is a regression"):
@@ -274,6 +279,7 @@ def test_a_calibration_of_anything_but_a_classifier_is_refused_with_its_key(tmp_
         check_challengers(small_spec(challengers=[challenger]), tmp_path, Registry("small"))
 
 
+@pytest.mark.unit
 def test_a_calibration_without_labels_and_one_of_a_finished_version_are_refused_at_load():
     with pytest.raises(ValidationError, match=r"model\.calibrate: a calibration is learned from labels"):
         small_spec(labels=None, model={"calibrate": "sigmoid"})
@@ -283,6 +289,7 @@ def test_a_calibration_without_labels_and_one_of_a_finished_version_are_refused_
         small_spec(model={"calibrate": "platt"})
 
 
+@pytest.mark.unit
 def test_a_changed_calibration_makes_the_newest_model_due_and_leaving_it_out_changes_no_fingerprint():
     plain, fitted, other = (small_spec(model={"calibrate": each}).model for each in (None, "isotonic", "sigmoid"))
     assert plain.fingerprint == small_spec().model.fingerprint == "638740407324"

@@ -51,7 +51,7 @@ def trained(pipeline: Pipeline, clusters: int, seed: int, **further: object) -> 
     return bundle.version, remarks, clusters.tolist()
 
 
-@pytest.mark.parametrize("estimator", [KMEANS, MINI_BATCH])
+@pytest.mark.parametrize("estimator", [KMEANS, pytest.param(MINI_BATCH, marks=pytest.mark.full)])
 def test_a_cluster_keeps_its_number_whatever_the_order_in_which_clusters_are_found(tmp_path, estimator):
     pipeline = clustering(tmp_path, estimator)
     before, remarks, clusters = trained(pipeline, 4, 0)

@@ -39,6 +39,7 @@ def fitted(training: TrainingData | None = None, estimator: str = HGB, params=No
     return fit(Model(estimator=estimator), features, training or data(), params or {})
 
 
+@pytest.mark.unit
 def test_the_contract_is_learned_from_the_beginning_of_the_window_alone():
     training = data(amount=[float(n) for n in range(200)], kind=["old"] * 150 + ["new"] * 50)
     contract = {column.name: column for column in fitted(training).signature.contract.columns}
@@ -61,6 +62,7 @@ class Talkative(LogisticRegression):
         return super().fit(X, y)
 
 
+@pytest.mark.unit
 def test_lightgbm_prints_nothing_unless_it_is_told_to(capfd):
     fitted(estimator="lightgbm.LGBMClassifier", params={"n_estimators": 3})
     assert capfd.readouterr() == ("", "")
@@ -68,6 +70,7 @@ def test_lightgbm_prints_nothing_unless_it_is_told_to(capfd):
     assert "[LightGBM] [Info]" in capfd.readouterr().out
 
 
+@pytest.mark.unit
 def test_key_time_and_excluded_columns_are_not_features():
     features = Features.model_validate(
         {"sql": "f.sql", "key": ["id"], "time": "ts", "columns": {"shop": {"feature": False}}}
@@ -139,12 +142,14 @@ REFUSED = [
 ]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("training", "estimator", "params", "message"), REFUSED)
 def test_what_cannot_be_learned_is_refused_with_the_reason(training, estimator, params, message):
     with pytest.raises((TrainingRefusedError, WrongUseError), match=message):
         fitted(training, estimator, params)
 
 
+@pytest.mark.unit
 def test_rows_that_break_the_contract_are_named_where_too_few_are_left():
     """As with a value that polars tells from null, in every row."""
     message = (
@@ -177,6 +182,7 @@ def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_
     assert model.proof.compiled.rows > model.rows_evaluated if kernel else model.proof.compiled.rows == 0
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
@@ -192,6 +198,7 @@ def test_labels_of_any_type_are_learned_and_evaluated(labels, classes):
     assert "accuracy" in model.metrics
 
 
+@pytest.mark.unit
 def test_evaluation_rows_of_a_class_never_seen_are_wrong_decisions_and_have_no_probability():
     model = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
     assert model.signature.classes == ["a", "b"]
@@ -300,6 +307,7 @@ GATE = [
 ]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("gate", "metrics", "refusal"), GATE)
 def test_the_rule_of_the_gate(gate, metrics, refusal):
     reason = judge(Promote.model_validate(gate), "binary", metrics)
@@ -329,6 +337,7 @@ def test_an_estimator_gets_the_preprocessing_that_it_needs(estimator, steps):
     assert [name for name, _ in getattr(made, "steps", [])][:-1] == steps
 
 
+@pytest.mark.unit
 def test_preprocessing_learns_only_from_the_beginning_of_the_window():
     training = data(big=[1.0] * 75 + [3.0] * 75 + [1000.0] * 50)
     model = fitted(training, "sklearn.linear_model.LogisticRegression")
@@ -336,6 +345,7 @@ def test_preprocessing_learns_only_from_the_beginning_of_the_window():
     assert scaler.mean_[-1] == 2.0
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("estimator", "params", "message"),
     [
@@ -350,6 +360,7 @@ def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, par
         check_estimator_exists(Model(estimator=estimator, params=params))
 
 
+@pytest.mark.unit
 def test_every_value_that_scikit_learn_would_refuse_in_training_is_refused_before_with_what_it_takes():
     params = {"max_iter": "hundred", "loss": "poisson", "max_depth": None, "learning_rate": -1}
     with pytest.raises(WrongUseError) as refusal:
@@ -363,6 +374,7 @@ def test_every_value_that_scikit_learn_would_refuse_in_training_is_refused_befor
     )
 
 
+@pytest.mark.full
 def test_boosted_trees_that_are_worse_than_class_shares_where_classes_are_rare_are_remarked_on():
     shares = 1 / np.arange(1, 31)
     label = [f"kind {at}" for at in np.random.default_rng(3).choice(30, 800, p=shares / shares.sum())]

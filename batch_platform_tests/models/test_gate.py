@@ -103,6 +103,7 @@ def test_hardly_an_equal_model_is_refused_at_any_number_of_rows_and_the_guide_st
     assert percents == pytest.approx([float(percent) for percent in stated], abs=6)
 
 
+@pytest.mark.full
 def test_equally_good_versions_of_a_rolling_window_are_approved_one_after_the_other(tmp_path):
     """The fit of each that serves learned from 24 days, the one that is judged from 7, and nothing changes in the data."""
     model = {"params": {"max_iter": 30}, "train": {"every": "week", "window": "34 days", "evaluate": "7 days"}}
@@ -162,6 +163,7 @@ def rebuilt(tmp_path, events: pl.DataFrame, model: dict, features: dict) -> Pipe
     return later
 
 
+@pytest.mark.full
 def test_a_version_that_alone_can_score_many_rows_is_judged_on_the_shared_ones_and_replaces_an_unfit_champion(tmp_path):
     """From one day on, 40% of the rows lack a feature, and chance decides about them."""
     model = {"promote": {"tolerance": 0.03}, **UNSEEN}
@@ -196,6 +198,7 @@ def test_a_version_that_alone_can_score_many_rows_is_judged_on_the_shared_ones_a
     assert good.decision.action == "approved", "on the same rows it is as good"
 
 
+@pytest.mark.full
 def test_a_version_that_learned_a_new_class_is_held_against_the_champion_on_the_classes_that_both_know(tmp_path):
     model = {"promote": {"metric": "log_loss", "tolerance": 0.05, "baseline": False}, **UNSEEN}
     named = pl.when(pl.col("returned")).then(pl.lit("back")).otherwise(pl.lit("kept"))

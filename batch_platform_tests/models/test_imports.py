@@ -105,6 +105,7 @@ def test_a_changed_source_is_refused_until_it_is_imported_again(tmp_path, rule):
     assert scored.run.model_version == imported.version
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("rule")
 def test_only_a_python_class_takes_parameters(tmp_path):
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True]}
@@ -117,6 +118,7 @@ def test_only_a_python_class_takes_parameters(tmp_path):
         read_import(Model.model_validate({"import": "returns.txt"}), tmp_path, {"above": 1})
 
 
+@pytest.mark.unit
 def test_a_pickle_is_not_touched_unless_the_declaration_allows_it(tmp_path):
     class Canary:
         def __reduce__(self):
@@ -128,6 +130,7 @@ def test_a_pickle_is_not_touched_unless_the_declaration_allows_it(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("declared", "error", "message"),
     [
@@ -153,6 +156,7 @@ def test_an_import_that_cannot_work_is_refused_with_the_reason(tmp_path, monkeyp
         read_import(Model.model_validate(declared), tmp_path, {})
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("rule")
 def test_the_task_and_the_classes_of_a_python_class_must_be_declared(tmp_path):
     for declared, message in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
@@ -173,6 +177,7 @@ def test_a_model_that_does_not_return_what_is_declared_is_refused(tmp_path, rule
 CONTRACT = infer_contract(table().select(COLUMNS), {})
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -187,6 +192,7 @@ def test_features_that_do_not_fit_the_signature_are_refused_with_the_column(inpu
         matched_contract(CONTRACT, inputs)
 
 
+@pytest.mark.unit
 def test_whole_numbers_are_never_null_and_categories_are_those_of_the_model():
     held = matched_contract(CONTRACT, [Input("shop", "code", ("c", "a")), Input("x", "whole")])
     assert [column.nullable for column in held.columns] == [True, False]
@@ -201,6 +207,7 @@ def broken():
     raise RuntimeError("no network today")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -216,6 +223,7 @@ def test_a_declaration_that_builds_no_estimator_is_refused_with_the_reason(model
         check_estimator_exists(Model.model_validate(model))
 
 
+@pytest.mark.unit
 def test_the_error_for_an_estimator_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(BatchPlatformError, match=r"pip install 'batch-platform\[xgboost\]'"):

@@ -67,6 +67,7 @@ def test_the_intervals_hold_the_declared_share_of_the_true_values(world, rows, l
     assert np.isfinite(widths).all()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("world", [noisy, heavy_tailed])
 def test_the_width_follows_the_spread_of_the_row(world):
     random = np.random.default_rng(5)
@@ -82,6 +83,7 @@ def test_the_width_follows_the_spread_of_the_row(world):
     assert np.ptp(shares) < np.ptp(of_constant) / 2, "where one width for all holds too many or too few"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("rows", [0, 1, 2, 9, 17])
 def test_an_interval_is_infinite_where_too_few_rows_tell_its_width(rows):
     matrix, predicted, truth, _ = noisy(np.random.default_rng(0), rows)
@@ -89,6 +91,7 @@ def test_an_interval_is_infinite_where_too_few_rows_tell_its_width(rows):
     assert [*map(np.ndarray.tolist, interval_ends(learned, np.zeros((1, 4)), np.zeros(1)))] == [[-np.inf], [np.inf]]
 
 
+@pytest.mark.unit
 def test_rows_without_a_finite_prediction_tell_nothing():
     matrix, predicted, truth, _ = noisy(np.random.default_rng(1), 200)
     spoiled = np.insert(predicted, 50, [np.nan, np.inf]), np.insert(truth, 50, [0.0, 0.0])
@@ -111,6 +114,7 @@ def test_the_ends_are_those_of_the_library():
     np.testing.assert_array_equal(np.column_stack(interval_ends(learned, matrix, predicted)), expected)
 
 
+@pytest.mark.unit
 def test_law_4_a_row_has_the_same_interval_in_any_batch_and_from_the_file_of_the_bundle():
     random = np.random.default_rng(3)
     learned = fit_interval(0.9, *noisy(random, 4_000)[:3])
@@ -166,6 +170,7 @@ def test_a_world_leaves_the_band_where_it_became_noisier_or_quieter_and_else_sel
     assert least <= share <= most
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "partitions",
     [
@@ -181,12 +186,14 @@ def test_rows_are_independent_unless_five_partitions_differ_by_more_than_chance(
     assert correlation_within(judged, np.repeat(np.arange(8), 50)) > 0.5
 
 
+@pytest.mark.unit
 def test_widths_learned_from_few_rows_give_no_false_alarms():
     covered = (random := np.random.default_rng(8)).binomial(1_000, random.beta(91, 10, size=2_000))
     low, high = binomial_interval(covered, np.full(2_000, 1_000), correlation_by_widths(100))
     assert np.mean((high < 0.9) | (low > 0.9)) < 0.005
 
 
+@pytest.mark.unit
 def test_the_band_of_independent_rows_is_the_exact_binomial_one():
     from scipy.stats import binomtest
 

@@ -79,6 +79,7 @@ def small_rows() -> pl.DataFrame:
     return small_events().tail(50).drop("id", "ts", "returned")
 
 
+@pytest.mark.full
 def test_a_version_trained_here_is_registered_with_metrics_signature_and_lineage(published, tracking):
     (version,) = published.state().registry.versions
     client = tracking.MlflowClient()
@@ -93,6 +94,7 @@ def test_a_version_trained_here_is_registered_with_metrics_signature_and_lineage
     assert [spec.name for spec in signature.outputs.inputs] == ["prediction", "score"]
 
 
+@pytest.mark.full
 def test_mlflow_scores_it_as_the_platform_does(published, tracking):
     (version,) = published.state().registry.versions
     bundle = published.bundle(version)
@@ -103,6 +105,7 @@ def test_mlflow_scores_it_as_the_platform_does(published, tracking):
     np.testing.assert_array_equal(model.predict(frame)["score"], expected)
 
 
+@pytest.mark.full
 def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
@@ -136,6 +139,7 @@ def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_pat
     )
 
 
+@pytest.mark.full
 def test_the_alias_moves_to_newer_serving_periods_and_never_back(published, tracking):
     client = tracking.MlflowClient()
     standing = client.get_model_version_by_alias("small", CHAMPION)
@@ -154,6 +158,7 @@ def test_a_model_that_is_not_in_the_registry_is_refused_with_its_name(tmp_path):
         read_import(model, tmp_path, {})
 
 
+@pytest.mark.full
 def test_a_version_that_mlflow_rejects_is_still_registered_here(tmp_path, monkeypatch):
     monkeypatch.delenv(TRACKING, raising=False)
     pipeline = small_pipeline(tmp_path, model={"publish": "mlflow"})

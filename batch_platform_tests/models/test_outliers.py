@@ -16,7 +16,9 @@ FOREST = {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimat
 FOREST["params"] |= {"max_leaf_nodes": None, "early_stopping": None}
 
 
-@pytest.mark.parametrize("labels", [None, {}], ids=["without labels", "with labels"])
+@pytest.mark.parametrize(
+    "labels", [pytest.param(None, marks=pytest.mark.full), {}], ids=["without labels", "with labels"]
+)
 def test_outliers_are_scored_and_measured(tmp_path, labels):
     overrides = {} if labels is not None else {"labels": None}
     pipeline = small_pipeline(tmp_path, model=FOREST, **overrides)

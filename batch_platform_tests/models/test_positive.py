@@ -26,6 +26,7 @@ LEFT = small_events().select(
 )
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("classes", "counts", "declared", "before", "positive"),
     [
@@ -63,6 +64,7 @@ def test_every_estimator_gives_the_probability_of_the_positive_class_last(estima
     assert predicted[is_a, 1].mean() > predicted[~is_a, 1].mean() + 0.05
 
 
+@pytest.mark.unit
 def test_a_declared_class_that_is_no_label_is_refused():
     with pytest.raises(TrainingRefusedError, match=r"labels.positive is 'yes', but the labels .* are False, True"):
         fit(Model(estimator=HGB), FEATURES, data(), {}, Positive("yes"))

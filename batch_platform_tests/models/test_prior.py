@@ -26,6 +26,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.unit
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=6), st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
 def test_the_correction_undoes_what_sampling_does_to_the_probability_of_a_class(weights, rates):
     truth = np.array(weights) / sum(weights)  # of the classes, given the features
@@ -75,6 +76,7 @@ def test_a_balanced_sample_for_anything_but_a_classifier_is_refused(tmp_path):
         carry_out(pipeline, NOW)
 
 
+@pytest.mark.unit
 def test_without_a_maximum_each_class_has_as_many_rows_as_the_rarest_and_the_whole_window_keeps_that():
     data = drawn(3, most=None)
     counts = data.fit["label"].value_counts()["count"]
@@ -86,6 +88,7 @@ def test_without_a_maximum_each_class_has_as_many_rows_as_the_rarest_and_the_who
     assert sum(whole.classes_before_cap.values()) == 40_000
 
 
+@pytest.mark.unit
 def test_the_reference_profile_of_a_balanced_sample_is_that_of_all_rows():
     data = drawn(2)
     model = Model(estimator="sklearn.tree.DecisionTreeClassifier", params={"max_depth": 2})

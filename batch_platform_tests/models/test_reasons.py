@@ -134,6 +134,7 @@ def test_all_contributions_of_a_row_and_the_base_value_add_up_to_the_raw_score(e
     assert max(learned["importance"], key=learned["importance"].get) in ("amount", "town")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "estimator", [HISTOGRAM + "Classifier", "sklearn.linear_model.LogisticRegression", FOREST + "Classifier"]
 )
@@ -173,6 +174,7 @@ def test_only_rows_that_score_higher_have_reasons(task: str, above: float):
         assert reasons_of(model, none, some).dtype == pl.List(STRUCT)
 
 
+@pytest.mark.unit
 def test_a_model_without_reasons_is_refused_with_the_key():
     with pytest.raises(
         TrainingRefusedError, match=r"^predictions\.reasons: this model has no reasons: .*remove"
@@ -181,11 +183,13 @@ def test_a_model_without_reasons_is_refused_with_the_key():
     assert "linear model" in str(refused.value)
 
 
+@pytest.mark.unit
 def test_more_reasons_than_columns_are_refused_with_the_highest_number():
     with pytest.raises(TrainingRefusedError, match=r"set predictions\.reasons to 4 or less"):
         fitted(HISTOGRAM + "Classifier", "binary", 5)
 
 
+@pytest.mark.unit
 def test_reasons_above_a_score_that_no_classifier_gives_are_refused(tmp_path: Path):
     never = Predictions.model_validate({"reasons": {"count": 2, "above": 1}})
     with pytest.raises(WrongUseError, match=r"predictions\.reasons\.above: 1 is never exceeded"):
@@ -193,6 +197,7 @@ def test_reasons_above_a_score_that_no_classifier_gives_are_refused(tmp_path: Pa
     check_model(Model(estimator="sklearn.linear_model.Ridge"), tmp_path, never)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("wrong", [0, True, {"count": 0}, {"above": 0.5}])
 def test_a_wrong_declaration_of_reasons_is_refused_at_load(wrong: object):
     with pytest.raises(ValidationError, match="reasons"):

@@ -270,6 +270,7 @@ def test_a_column_that_exists_or_has_too_few_values_stops_the_scoring_and_names_
         carry_out(small_pipeline(tmp_path, **overrides), NOW)
 
 
+@pytest.mark.unit
 def test_a_refinement_that_does_not_exist_is_refused_with_its_key():
     for path, message in {
         f"{OWN}.BANDS": rf"predictions\.refine: '{OWN}' has no class or function 'BANDS'",

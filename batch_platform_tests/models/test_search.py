@@ -120,6 +120,7 @@ def test_the_declared_parameters_stay_unless_a_trial_is_better_beyond_chance():
     assert found.estimator.learning_rate == 1.0
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("late", [timedelta(0), timedelta(days=3)])
 def test_a_fold_scores_whole_partitions_and_learns_from_those_whose_labels_were_known_when_they_begin(late):
     rows, day = data().fit, timedelta(days=1)
@@ -133,6 +134,7 @@ def test_a_fold_scores_whole_partitions_and_learns_from_those_whose_labels_were_
         assert starts.is_in(list(scored)).to_list() == fold.scored.tolist()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("by_entity", [True, False])
 def test_no_entity_is_on_both_sides_of_a_fold_of_snapshots_or_of_groups(by_entity):
     rows = data().fit.with_columns((pl.int_range(pl.len()) // 7 % 83).cast(pl.UInt64).alias(ENTITY))
@@ -145,6 +147,7 @@ def test_no_entity_is_on_both_sides_of_a_fold_of_snapshots_or_of_groups(by_entit
     assert by_entity == all((fold.learned | fold.scored).all() for fold in folds)
 
 
+@pytest.mark.unit
 def test_too_few_partitions_or_entities_are_refused():
     rows = data().fit.head(2 * PER_DAY)
     with pytest.raises(TrainingRefusedError, match=r"model\.search needs at least 3 partitions with labels .* are 2"):
@@ -202,6 +205,7 @@ def test_a_combination_that_cannot_be_fitted_is_refused_by_name():
         searched(data(), LINEAR, l1_ratio=[0, 1])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -218,6 +222,7 @@ def test_a_search_that_makes_no_sense_is_refused_at_load(model, says):
         small_spec(model=model)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("declared", "says", "hint"),
     [

@@ -51,6 +51,7 @@ def test_exchanged_labels_contradict_the_predictions_however_rare_a_class_is(typ
     assert finding.shown["what"].startswith(CONTRADICTION)
 
 
+@pytest.mark.full
 def test_a_weak_model_is_hardly_ever_contradicted_by_chance():
     random = np.random.default_rng(4)
     found = 0

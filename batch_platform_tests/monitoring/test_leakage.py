@@ -76,6 +76,7 @@ def test_two_columns_that_add_up_to_the_label_or_differ_by_it_are_suspected_toge
     assert table.suspected(zeros, classes=False, mostly=mostly, positive=np.where(mostly > 0, 1.0, 0.0)) == []
 
 
+@pytest.mark.full
 def test_columns_that_hold_the_same_numbers_are_left_out_together():
     random, rows = np.random.default_rng(3), 1500
     start, died = random.integers(0, 2000, rows), random.random(rows) < 0.6

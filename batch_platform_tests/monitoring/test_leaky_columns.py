@@ -251,7 +251,9 @@ def suspects(kind: Kind, rows: int) -> tuple[set[str], set[str], str]:
     ("rows", "missed"),
     [
         pytest.param(4000, set(), marks=pytest.mark.full),
-        (600, {"the time until the event or the end of the study", "the number rounded"}),
+        pytest.param(
+            600, {"the time until the event or the end of the study", "the number rounded"}, marks=pytest.mark.full
+        ),
     ],
 )
 def test_leaks_are_found_and_honest_strong_columns_are_not_accused(rows: int, missed: set[str]):

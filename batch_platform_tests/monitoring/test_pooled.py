@@ -120,6 +120,7 @@ def test_before_anything_was_measured_a_window_has_no_performance(tmp_path):
         pooled(pipeline)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("monitoring", "message"),
     [

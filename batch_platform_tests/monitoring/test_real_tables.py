@@ -55,7 +55,10 @@ def judge(table: Table, start: pl.Expr, month: str) -> Judge:
     return alarms
 
 
-@pytest.mark.parametrize("table", [pytest.param(table, id=table.name) for table in tables()])
+@pytest.mark.parametrize(
+    "table",
+    [pytest.param(table, id=table.name, marks=[pytest.mark.full] * (table.every == "day")) for table in tables()],
+)
 def test_a_clean_partition_alarms_only_where_the_world_changed_and_every_fault_is_found_at_once(table):
     judge_of, by_key = judges(table), table.rows.partition_by(KEY, as_dict=True)
     alarms = {(key, column) for key in table.served for column in judge_of[key[:7]](by_key[key,])}

@@ -29,6 +29,7 @@ def rows_of(random: np.random.Generator, rows: int) -> np.ndarray:
     return np.column_stack([random.normal(size=rows), random.integers(0, 9, rows), random.integers(0, 2, rows)])
 
 
+@pytest.mark.unit
 @given(st.lists(st.integers(0, 3000), max_size=6), st.integers(0, 9))
 def test_the_sketch_of_a_whole_is_the_merge_of_those_of_its_parts_in_any_order(sizes, seed):
     random = np.random.default_rng(seed)
@@ -43,6 +44,7 @@ def test_the_sketch_of_a_whole_is_the_merge_of_those_of_its_parts_in_any_order(s
         np.testing.assert_array_equal(merged.values, whole.values)
 
 
+@pytest.mark.unit
 def test_a_sketch_of_many_rows_keeps_as_many_as_it_may_and_counts_their_repeats_exactly():
     rows = rows_of(np.random.default_rng(1), 60_000)
     sketch = sketch_of(np.concatenate([rows, rows[:15_000]]), NAMED)
@@ -52,6 +54,7 @@ def test_a_sketch_of_many_rows_keeps_as_many_as_it_may_and_counts_their_repeats_
     assert (len(few.hashes), few.repeated) == (10, 1 - 10 / 90_000)
 
 
+@pytest.mark.unit
 def test_a_hash_knows_columns_by_name_and_categories_by_text():
     rows = rows_of(np.random.default_rng(2), 500)
     rows[3, 0], rows[4, 2] = np.nan, np.nan
@@ -148,6 +151,7 @@ def test_the_report_gives_the_figures_of_partitions_in_doubt_apart(scored):
     assert not alone.doubtful.left_out
 
 
+@pytest.mark.unit
 def test_what_is_switched_off_is_not_judged():
     assert FEATURE_ROWS.check(small_spec(monitoring={"rows": False})) is None
 

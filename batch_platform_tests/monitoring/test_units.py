@@ -31,6 +31,7 @@ def alike(rule: UnitRule, key: list[str] = KEY, partition: str | None = "partiti
     return {name: [of.tolist().index(value) for value in of.tolist()] for name, of in numbers.items()}
 
 
+@pytest.mark.unit
 def test_an_entity_is_the_key_without_its_times_and_beside_it_stands_the_partition():
     assert alike(UnitRule()) == {"entity": [0, 0, 2, 2], "partition": [0, 1, 0, 1]}
     assert alike(UnitRule(), ["month"]) == {"partition": [0, 1, 0, 1]}
@@ -38,6 +39,7 @@ def test_an_entity_is_the_key_without_its_times_and_beside_it_stands_the_partiti
     assert alike(UnitRule(), ["customer", "household"], None) == {}, "each row of a partition has a key of its own"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("unit", ["row", "partition", "id", "shop"])
 def test_a_unit_is_row_partition_or_a_column_that_is_stored(unit):
     assert small_spec(monitoring={"unit": unit}).monitoring.unit == unit

@@ -248,6 +248,7 @@ def test_a_link_in_an_empty_home_leads_no_restored_file_out_of_it(project, tmp_p
     assert files_below(outside) == {}
 
 
+@pytest.mark.full
 def test_a_store_of_objects_holds_backups_as_a_folder_does(project, cli, tmp_path, monkeypatch):
     with object_store() as store:
         for name, value in store.environment.items():

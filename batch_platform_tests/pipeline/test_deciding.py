@@ -78,7 +78,9 @@ def acted(scores: pl.DataFrame, rule: Mapping[str, Any]) -> list[bool]:
     return (scores["score"] >= threshold).to_list()
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize(
+    "rule", [COSTS, *(pytest.param(it, marks=pytest.mark.full) for it in RULES if it != COSTS)], ids=str
+)
 def test_every_row_gets_the_decision_of_the_rule_and_the_ledger_names_it(tmp_path, rule):
     pipeline = decided(tmp_path, rule)
     scores = rows(pipeline)
@@ -90,7 +92,12 @@ def test_every_row_gets_the_decision_of_the_rule_and_the_ledger_names_it(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("first", "store"), [(None, "duckdb"), (COSTS, "duckdb"), pytest.param(COSTS, "parquet", marks=pytest.mark.full)]
+    ("first", "store"),
+    [
+        (None, "duckdb"),
+        pytest.param(COSTS, "duckdb", marks=pytest.mark.full),
+        pytest.param(COSTS, "parquet", marks=pytest.mark.full),
+    ],
 )
 def test_a_changed_rule_is_an_input_by_which_partitions_are_scored_again(tmp_path, first, store):
     expected, rule = decided(tmp_path / "expected", {"top": 7}, store, **CHALLENGED), {"top": 7}

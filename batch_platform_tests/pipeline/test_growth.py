@@ -60,6 +60,7 @@ def run_of_the_next(folder: Path, hours: int):
         pipeline.conclude(hour.end)
 
 
+@pytest.mark.full
 def test_a_run_of_one_partition_reads_each_row_of_the_ledgers_at_most_once(tmp_path, counted):
     counts = list[Counter[str]]()
     for hours in LENGTHS:

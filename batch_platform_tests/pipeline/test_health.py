@@ -107,6 +107,7 @@ def test_a_partition_without_rows_is_named_until_the_declaration_accepts_it(odd)
     assert volume(past, run, may_be_empty=True).passed
 
 
+@pytest.mark.unit
 def test_a_source_whose_file_is_gone_fails(tmp_path):
     pipeline = small_pipeline(tmp_path)
     sources, state = pipeline.builder.sources, pipeline.state()
@@ -117,6 +118,7 @@ def test_a_source_whose_file_is_gone_fails(tmp_path):
     assert (first.name, first.level, first.text) == ("sources", "fail", "the source 'events' is gone")
 
 
+@pytest.mark.unit
 def test_many_failures_of_a_step_are_counted_and_few_are_named(tmp_path):
     pipeline = small_pipeline(tmp_path)
     failed = [("features", f"2024-02-{day:02}") for day in range(1, 13)]
@@ -129,6 +131,7 @@ def test_many_failures_of_a_step_are_counted_and_few_are_named(tmp_path):
     assert first.numbers == {"failures": 14}
 
 
+@pytest.mark.unit
 def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():
     def by(fresh_by, key="2024-03-30", **partitions):
         spec = small_spec(partitions={"end": None, **partitions}, monitoring={"fresh_by": fresh_by})

@@ -109,6 +109,7 @@ def test_coverage_and_width_are_measured_by_partition_and_segment(done):
     assert set(rows(done, "FROM small.interval_coverage")["challenger"]) == {None, "tree"}
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("written", "nearest"), [("0%", "1%"), (1.0, "99.9%"), (90, "90%")])
 def test_a_share_that_no_interval_can_hold_is_refused_with_the_nearest_one(written, nearest):
     with pytest.raises(ValidationError) as refused:
@@ -119,6 +120,7 @@ def test_a_share_that_no_interval_can_hold_is_refused_with_the_nearest_one(writt
     assert error["msg"].endswith(f"did you mean {nearest}?")
 
 
+@pytest.mark.full
 def test_infinite_intervals_are_stored_and_said_to_be(tmp_path):
     pipeline = small_pipeline(tmp_path, events=spending(), **{**INTERVALS, "predictions": {"interval": "99.9%"}})
     carry_out(pipeline, NOW)

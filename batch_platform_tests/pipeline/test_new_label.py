@@ -38,7 +38,7 @@ def found_in(pipeline: Pipeline) -> NewLabel:
     return found
 
 
-@pytest.mark.parametrize("store", ["duckdb", "parquet"])
+@pytest.mark.parametrize("store", ["duckdb", pytest.param("parquet", marks=pytest.mark.full)])
 def test_predictions_of_another_type_go_with_the_first_commit_of_the_new_type(tmp_path, store):
     overrides = {**CHALLENGED, "predictions": {"store": store}}
     old = finished_pipeline(tmp_path, NOW, **overrides)

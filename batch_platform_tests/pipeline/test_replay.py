@@ -77,6 +77,7 @@ def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
     assert by_id[1290].row["amount"] == -1.0
 
 
+@pytest.mark.unit
 def test_a_row_as_json_keeps_every_value():
     frame = pl.DataFrame(
         {

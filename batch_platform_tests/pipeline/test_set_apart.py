@@ -78,6 +78,7 @@ def test_a_missing_daily_file_holds_up_only_its_own_partition(tmp_path, missing)
     ]
 
 
+@pytest.mark.unit
 def test_a_source_that_all_partitions_read_stops_the_step_at_once(tmp_path):
     pipeline = small_pipeline(tmp_path)
     (pipeline.folder / "events.parquet").unlink()

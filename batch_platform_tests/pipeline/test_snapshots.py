@@ -142,6 +142,7 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
         list(pipeline.build_features([pipeline.spec.partitions.calendar.named(FIRST)], Stamp("x", now), force=True))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -134,7 +134,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("why", REASONS)
+@pytest.mark.parametrize("why", [pytest.param("another champion", marks=pytest.mark.full), "another source file"])
 def test_status_check_and_table_tell_each_reason_and_the_schedule_scores_again(deployment, why):
     change, keys, reason = REASONS[why]
     change(deployment)
@@ -196,6 +196,7 @@ def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(de
     assert in_table(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
 
 
+@pytest.mark.full
 def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again(deployment):
     pipeline = deployment.pipeline
     versions = {version.serving_period: version.version for version in pipeline.state().registry.versions}

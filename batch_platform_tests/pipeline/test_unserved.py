@@ -10,6 +10,7 @@ from batch_platform_tests.pipeline.planned_states import with_changes
 EARLY, LATER = "2024-02-01", "2024-02-02"  # the first is served by no model
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("warm_up", "scored", "named", "fails"),
     [

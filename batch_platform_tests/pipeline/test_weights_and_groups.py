@@ -52,6 +52,7 @@ def weighted_auc(scores: pl.DataFrame) -> float:
     return float(roc_auc_score(rows["returned"], rows["score"], sample_weight=rows["items"]))
 
 
+@pytest.mark.full
 def test_metrics_of_partitions_and_months_count_rows_by_their_weight(tmp_path):
     pipeline = finished_pipeline(tmp_path, NOW, **WEIGHTED)
     scores = query(pipeline, "SELECT partition_key, id, score FROM small.predictions")

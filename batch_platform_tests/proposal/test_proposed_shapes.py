@@ -178,6 +178,7 @@ def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
     return shown
 
 
+@pytest.mark.full
 def test_on_a_terminal_it_takes_another_label(tmp_path):
     customers().write_csv(tmp_path / "customers.csv")
     answers = {"Column to predict": "pln", "'pln' is not possible; choose from": "plan", "Columns that identify": ""}

@@ -199,6 +199,7 @@ def test_a_table_whose_only_time_tells_of_an_entity_is_scored_whole_unless_that_
     assert proposed(tmp_path / "table.parquet", time=name)[0].windows.time.name == name
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("far_off", [["1900-01-05"], ["1970-01-01", "1970-01-01", "2099-12-31"], []], ids=" ".join)
 def test_a_few_times_far_from_all_others_decide_nothing_and_are_stated(tmp_path, far_off):
     days = [*(f"{day:%Y-%m-%d}" for day in DAYS), *far_off]

@@ -67,6 +67,7 @@ def test_every_figure_of_a_card_is_the_recorded_one(pipeline):
     assert [tuple(row[1:]) for row in sections["Decisions"].rows] == decisions
 
 
+@pytest.mark.full
 def test_a_card_shows_what_moves_the_score_how_it_is_calibrated_and_how_rows_are_decided(tmp_path):
     made = small_pipeline(
         tmp_path, predictions={"reasons": 2, "decide": {"threshold": 0.3}}, model={"calibrate": "sigmoid"}

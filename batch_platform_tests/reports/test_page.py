@@ -76,6 +76,7 @@ def test_the_page_needs_no_javascript_and_is_small(page, charts):
     assert len(text) < 1_000_000
 
 
+@pytest.mark.full
 def test_the_command_writes_the_file_and_says_where(cli, project):
     summary = json.loads(cli(project, "report", "small", "--json").out)
     assert Path(summary["file"]) == project / ".batch_platform" / "reports" / "small" / f"{summary['last']}.html"

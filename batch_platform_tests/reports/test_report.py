@@ -287,6 +287,7 @@ def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
     assert "Predicted and true" in html(figures, charts_of(figures, BERLIN), BERLIN)
 
 
+@pytest.mark.full
 def test_a_clustering_is_reported_without_labels(tmp_path):
     clusters = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
     made = small_pipeline(tmp_path, monitoring={"segments": ["shop"]}, **clusters)

@@ -154,6 +154,7 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
 
 
+@pytest.mark.full
 def test_an_import_may_challenge_a_model_that_is_trained(tmp_path, rule):
     pipeline = small_pipeline(tmp_path, challengers=[{"name": "rule", **rule, "params": {"above": 60.0}}])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
@@ -232,6 +233,7 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
     assert late.is_empty()
 
 
+@pytest.mark.full
 def test_a_challenger_of_another_task_is_refused_when_it_is_trained(tmp_path):
     pipeline = small_pipeline(tmp_path, challengers=[{"name": "other", "estimator": "sklearn.linear_model.Ridge"}])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))

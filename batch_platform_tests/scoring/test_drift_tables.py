@@ -71,6 +71,7 @@ def alarms(rows: tuple[ColumnDrift, ...]) -> list[str]:
     return [row.column_name for row in rows if row.level in ("warn", "fail")]
 
 
+@pytest.mark.full
 def test_days_like_the_training_data_raise_no_alarm(changed):
     pipeline = changed()
     measured = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
@@ -173,6 +174,7 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
 
 
+@pytest.mark.full
 def test_what_two_fits_differ_by_is_no_drift_of_the_score_and_a_change_of_the_rows_is(tmp_path):
     """More orders are returned in the evaluation window than before: the fit that has learned from it scores higher."""
     labels = LABELS_SQL.replace("id, returned", "id, (returned OR (ts >= '2024-01-17' AND id % 8 = 0)) AS returned")

@@ -105,6 +105,7 @@ def test_law_4_the_number_of_threads_and_how_they_share_the_work_change_nothing(
     assert parts.started_at == whole.started_at
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("no_thread_left")
 def test_small_and_large_partitions_keep_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 20)
@@ -125,6 +126,7 @@ def broken(matrix: np.ndarray) -> None:
         raise ArithmeticError(msg)
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("batch", [7, 1000])
 def test_an_error_on_a_thread_is_raised_after_the_results_before_it_and_leaves_nothing(tmp_path, monkeypatch, batch):
@@ -140,6 +142,7 @@ def test_an_error_on_a_thread_is_raised_after_the_results_before_it_and_leaves_n
     assert not [file.name for file in out.iterdir() if file.name.startswith("2024-02-02")]
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("no_thread_left")
 def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 5)
@@ -152,6 +155,7 @@ def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, mo
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("no_thread_left")
 def test_an_engine_that_is_abandoned_ends_its_threads(tmp_path):
     (tmp_path / "out").mkdir()
@@ -162,6 +166,7 @@ def test_an_engine_that_is_abandoned_ends_its_threads(tmp_path):
         results.close()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("at", [4, 300, -9])
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, monkeypatch, at, quick):
@@ -193,6 +198,7 @@ def test_a_file_that_is_replaced_while_it_is_read_changes_nothing(tmp_path, monk
     assert predictions[0].equals(predictions[1])
 
 
+@pytest.mark.unit
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 5)
     path = tmp_path / "features-3.parquet"
@@ -201,6 +207,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeyp
         staged([order(tmp_path, scored_by=touched)], tmp_path / "out")
 
 
+@pytest.mark.unit
 def test_a_staged_partition_says_where_its_time_went(tmp_path):
     (partition,) = staged([order(tmp_path)], tmp_path / "out")
     assert partition.spent.clock > 0
@@ -208,6 +215,7 @@ def test_a_staged_partition_says_where_its_time_went(tmp_path):
     assert sum(partition.spent.shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.unit
 def test_the_numeric_libraries_run_one_thread_each_while_it_scores_and_as_before_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 20)
     seen: list[set[int]] = []

@@ -65,6 +65,7 @@ def functions(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 @pytest.mark.parametrize("folder", ODD_FOLDERS)
 def test_a_file_is_read_from_a_folder_of_any_name(tmp_path, kind, folder):
@@ -76,6 +77,7 @@ def test_a_file_is_read_from_a_folder_of_any_name(tmp_path, kind, folder):
     assert polars_rows(below) == table.rows()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("table", ["t", "main.t", 'other.say "hi"; DROP TABLE t'])
 def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
     schema, _, name = table.rpartition(".")
@@ -89,6 +91,7 @@ def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
     assert polars_rows(below) == [(7,)]
 
 
+@pytest.mark.unit
 def test_a_sqlite_file_that_is_declared_as_duckdb_is_refused_with_the_right_declaration(tmp_path):
     with closing(sqlite3.connect(tmp_path / "x.db")) as con:
         con.execute("CREATE TABLE a (x)")
@@ -98,6 +101,7 @@ def test_a_sqlite_file_that_is_declared_as_duckdb_is_refused_with_the_right_decl
     assert refused.value.hint == "declare it as sources.a: {sql: {uri: sqlite:///x.db, table: a}}."
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -114,6 +118,7 @@ def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, func
     assert polars_rows(below) == expected
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -149,6 +154,7 @@ def test_a_duckdb_file_that_another_process_writes_is_waited_for_as_long_as_decl
         assert rows(sources(tmp_path, a=declared), "FROM a ORDER BY x") == [(1,), (2,)]
 
 
+@pytest.mark.unit
 def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path):
     below = sources(tmp_path, a={"csv": "**/*.csv"})
     seen = set()
@@ -163,6 +169,7 @@ def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path)
     assert len(seen) == 3
 
 
+@pytest.mark.unit
 def test_a_version_does_not_depend_on_where_the_project_lies(tmp_path):
     versions = []
     for folder in (tmp_path / "here", tmp_path / "there"):
@@ -173,6 +180,7 @@ def test_a_version_does_not_depend_on_where_the_project_lies(tmp_path):
     assert versions[0] == versions[1]
 
 
+@pytest.mark.unit
 def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
     below = sources(tmp_path, a={"python": f"{functions}.table"})
     before = below.versions(FIRST, ["a"])
@@ -196,6 +204,7 @@ FORBIDDEN = [
 ]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("sql", FORBIDDEN)
 def test_sql_can_read_and_write_nothing_but_its_sources(tmp_path, sql):
     local_frame = pl.DataFrame({"x": [1]})  # found by name in the caller's variables, if DuckDB is allowed to

@@ -166,6 +166,7 @@ def create_table(spark: SparkCluster, tmp_path: Path) -> "Iterator[Callable[[str
         session.sql("DROP DATABASE sales")
 
 
+@pytest.mark.full
 def test_spark_reads_a_table_of_its_catalog_as_it_is_when_a_partition_is_built(spark, tmp_path, create_table):
     """A source of the same name does not hide a table, and what another program adds to one is seen by the next partition."""
     events = small_events()

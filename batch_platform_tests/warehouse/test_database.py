@@ -28,6 +28,7 @@ def warehouse(home: Home) -> Warehouse:
     return Warehouse(home)
 
 
+@pytest.mark.unit
 def test_what_a_killed_process_left_of_a_new_file_goes_with_the_next_opening(home, warehouse):
     with warehouse.open():
         pass
@@ -157,6 +158,7 @@ def test_staged_rows_that_differ_from_their_count_are_refused(warehouse, tmp_pat
     assert "small.predictions" not in held(warehouse)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["'; DROP TABLE x; --", 'sa"y', "a.b"])
 def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     scores = staged(tmp_path, **{name: [name, "other"], 'c"; DROP SCHEMA batch_platform; --': [1, 2]})
@@ -166,6 +168,7 @@ def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     assert [row[0] for row in tables[f"{name}.predictions"]] == sorted([name, "other"])
 
 
+@pytest.mark.unit
 def test_the_time_to_wait_is_a_number_of_seconds_in_the_environment(home, monkeypatch):
     assert Warehouse(home).timeout == 120
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
@@ -176,6 +179,7 @@ def test_the_time_to_wait_is_a_number_of_seconds_in_the_environment(home, monkey
             Warehouse(home)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("version", [min(ledger.UPGRADES) - 1, FORMAT + 1])
 def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, version):
     with warehouse.open() as con:
@@ -189,6 +193,7 @@ def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, v
     assert warehouse.home.warehouse.read_bytes() == before
 
 
+@pytest.mark.unit
 def test_the_tables_of_the_ledgers_are_those_of_the_format(warehouse):
     """Whoever changes them raises FORMAT, adds to UPGRADES the way from the former format, and writes the new hash here."""
     query = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema ORDER BY ALL"
@@ -219,6 +224,7 @@ def test_a_warehouse_of_an_earlier_format_is_upgraded_step_by_step_and_keeps_its
     assert warehouse.latest(ScoreRun, "small") == before
 
 
+@pytest.mark.unit
 def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehouse, monkeypatch):
     with warehouse.open():
         pass
@@ -238,6 +244,7 @@ def test_an_upgrade_that_fails_leaves_the_warehouse_in_its_former_format(warehou
         assert "region" not in con.table("batch_platform.score_runs").columns
 
 
+@pytest.mark.unit
 def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
     warehouse.home.warehouse.write_bytes(b"precious" * 1000)
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():

@@ -55,6 +55,7 @@ def deployment(tmp_path, monkeypatch):
     return deployed
 
 
+@pytest.mark.full
 def test_tables_are_described_in_the_database_and_in_dagster_alike(deployment):
     home: Home = deployment.pipeline.home
     in_copy = comments(home.published)

@@ -19,6 +19,7 @@ def no_idle_instance():
     sql._close_idle()
 
 
+@pytest.mark.unit
 def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_first(tmp_path):
     with closing(attach(tmp_path / "first.duckdb")) as first:
         first.con.execute("CREATE TABLE kept AS SELECT 1 AS a")
@@ -38,6 +39,7 @@ def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_fir
         ]
 
 
+@pytest.mark.unit
 def test_a_process_without_memory_for_duckdb_says_so(monkeypatch):
     def refuse(*_, **__):
         raise duckdb.OutOfMemoryException("malloc failed")

@@ -34,6 +34,7 @@ def other_process(home: Home) -> tuple[subprocess.Popen, Path]:
     return process, Path(process.stdout.readline().strip())
 
 
+@pytest.mark.unit
 def test_a_folder_is_gone_after_the_run_and_after_an_error_too(home):
     with staging_folder(home, "run") as folder:
         assert folder.parent == home.staging
