@@ -472,6 +472,7 @@ def test_law_18_what_is_worse_beyond_chance_never_replaces_a_champion_by_itself(
     assert registry.champion(datetime(2024, 3, 5, tzinfo=UTC)) == champion
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("store", [PARQUET])
 def test_law_19_nothing_behind_a_link_in_the_home_is_written_or_deleted(pipeline, tmp_path):
     home, outside = pipeline.home, tmp_path / "outside"

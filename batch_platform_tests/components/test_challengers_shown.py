@@ -137,6 +137,7 @@ def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, pro
     assert published(project, scored) == published(project, "SELECT count(*) FROM small.predictions")
 
 
+@pytest.mark.full
 def test_check_names_the_challenger_and_the_key(cli, project):
     answer = cli(project, "check")
     assert answer.code == 2

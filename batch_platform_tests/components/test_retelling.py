@@ -53,7 +53,8 @@ def without(metadata: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name not in names}
 
 
-@pytest.mark.parametrize("every", [pytest.param("month", marks=pytest.mark.full), None])
+@pytest.mark.full
+@pytest.mark.parametrize("every", ["month", None])
 def test_what_was_wiped_is_told_again_with_all_numbers_and_checks(tmp_path, monkeypatch, every):
     deployment = deploy(
         tmp_path,

@@ -161,7 +161,6 @@ def with_one_key_between(first: str, last: str) -> pl.DataFrame:
     return small_events().with_columns(id=pl.when(between).then(pl.lit(1)).otherwise(pl.col("id")))
 
 
-@pytest.mark.full
 def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_path, monkeypatch):
     twice = with_one_key_between("2024-02-03", "2024-02-04")
     trained = deploy_trained(tmp_path, monkeypatch, known=True, events=twice)

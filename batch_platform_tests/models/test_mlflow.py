@@ -151,6 +151,7 @@ def test_the_alias_moves_to_newer_serving_periods_and_never_back(published, trac
     assert int(client.get_model_version_by_alias("small", CHAMPION).version) > int(standing.version)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("tracking")
 def test_a_model_that_is_not_in_the_registry_is_refused_with_its_name(tmp_path):
     model = Model.model_validate({"import": "models:/nothing@champion", "task": "regression", "allow_pickle": True})

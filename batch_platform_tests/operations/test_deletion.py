@@ -224,6 +224,7 @@ def test_f54_a_text_of_few_keys_is_in_no_table_of_many_rows_and_erase_names_the_
     assert {Path(place).name for place in held.remains} == {"manifest.json"}
 
 
+@pytest.mark.full
 def test_a_single_row_is_erased_by_its_key_and_other_columns_and_values_are_refused(tmp_path):
     pipeline = with_customers(tmp_path)
     _, ids = subject_of(pipeline)

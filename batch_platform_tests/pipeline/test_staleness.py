@@ -196,7 +196,6 @@ def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(de
     assert in_table(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
 
 
-@pytest.mark.full
 def test_models_that_know_too_much_once_the_delay_of_labels_is_corrected_are_told_and_trained_again(deployment):
     pipeline = deployment.pipeline
     versions = {version.serving_period: version.version for version in pipeline.state().registry.versions}

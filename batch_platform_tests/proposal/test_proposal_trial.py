@@ -120,9 +120,8 @@ GROWTH = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", ["a trend", *(pytest.param(it, marks=pytest.mark.full) for it in GROWTH if it != "a trend")]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("case", GROWTH)
 def test_a_trend_is_followed_only_where_nothing_without_it_is_as_good(tmp_path, case):
     level, has_trend = GROWTH[case]
     mix = np.random.default_rng(3).normal(0, 40, 24 * DAYS)  # hides the level of the days before
